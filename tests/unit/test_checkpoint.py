@@ -1,4 +1,4 @@
-"""Checkpoints: what is signed is what the documentation says, and nothing else passes for one."""
+"""Checkpoints: they are signed as documented, and nothing else is accepted as one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OTHER_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A good checkpoint."""
+    """A valid checkpoint."""
     path = tmp_path / "checkpoint.json"
     path.write_text(checkpoint.sign(KEY, SQUAD, HEAD, NOW).to_json())
     return path
@@ -53,7 +53,7 @@ def refusal(file: Path, *keys: ed25519.Ed25519PublicKey) -> str:
     return text.removeprefix("a checkpoint or its key cannot be used: ").replace(str(file), "FILE")
 
 
-def test_it_says_how_far_the_log_was(file: Path) -> None:
+def test_checkpoint_states_the_head_of_the_log(file: Path) -> None:
     read = json.loads(file.read_text())
     assert {name: read[name] for name in list(read)[:7]} == {
         "format": "squad-checkpoint",
@@ -68,7 +68,7 @@ def test_it_says_how_far_the_log_was(file: Path) -> None:
     assert checkpoint.read(file).position == 17
 
 
-def test_the_signature_is_of_the_text_that_the_documentation_describes(file: Path) -> None:
+def test_signature_covers_the_documented_text(file: Path) -> None:
     read = json.loads(file.read_text())
     names = ("squad", "position", "hash", "recorded_at", "signed_at", "public_key")
     text = "squad-checkpoint 1\n" + "".join(f"{read[name]}\n" for name in names)
@@ -77,7 +77,7 @@ def test_the_signature_is_of_the_text_that_the_documentation_describes(file: Pat
     assert key == KEY.public_key()
 
 
-def test_one_of_the_expected_keys_is_enough(file: Path) -> None:
+def test_signature_with_one_of_the_expected_keys_is_accepted(file: Path) -> None:
     other = ed25519.Ed25519PrivateKey.generate().public_key()
     assert checkpoint.read(file, [other, KEY.public_key()]) == checkpoint.read(file)
     public = json.loads(file.read_text())["public_key"]
@@ -102,7 +102,7 @@ def test_one_of_the_expected_keys_is_enough(file: Path) -> None:
         ("signature", ""),
     ],
 )
-def test_a_changed_value_is_not_what_was_signed(file: Path, name: str, value: object) -> None:
+def test_changed_value_does_not_match_the_signature(file: Path, name: str, value: object) -> None:
     change(file, **{name: value})
     assert refusal(file) == "the signature of FILE does not match its content"
 
@@ -121,24 +121,26 @@ def test_a_changed_value_is_not_what_was_signed(file: Path, name: str, value: ob
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
 )
-def test_a_value_that_cannot_be_is_named(file: Path, fields: dict[str, Any], why: str) -> None:
+def test_invalid_field_is_named(file: Path, fields: dict[str, Any], why: str) -> None:
     change(file, **fields)
     assert refusal(file).startswith(f"FILE is not a checkpoint: {why}")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"null", b"[1]", b"\xff\xfe", b"{" * 100, b"x" * 70_000])
-def test_what_is_no_checkpoint_is_refused(file: Path, content: bytes) -> None:
+def test_file_that_is_not_a_checkpoint_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert refusal(file).startswith(("FILE is not a checkpoint: ", "FILE is too large to be a checkpoint"))
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nothing") == "cannot read FILE: No such file or directory"
     assert refusal(tmp_path) == "cannot read FILE: Is a directory"
 
 
 class TestKeys:
-    def test_a_new_one_is_for_its_owner_alone_and_its_public_half_for_all(self, tmp_path: Path) -> None:
+    def test_new_private_key_is_readable_only_by_its_owner_and_the_public_key_by_all(
+        self, tmp_path: Path
+    ) -> None:
         path = tmp_path / "squad.key"
         name = checkpoint.new_key(path)
         public = tmp_path / "squad.key.pub"
@@ -150,20 +152,20 @@ class TestKeys:
         assert checkpoint.read(tmp_path / "checkpoint.json", [checkpoint.public_key(public)]) == made
         assert isinstance(load_pem_public_key(public.read_bytes()), ed25519.Ed25519PublicKey)
 
-    @pytest.mark.parametrize("there", ["squad.key", "squad.key.pub"])
-    def test_a_new_one_never_takes_the_place_of_another(self, tmp_path: Path, there: str) -> None:
-        (tmp_path / there).write_text("precious")
-        with pytest.raises(CheckpointRefused, match=f"cannot create .*{there}: File exists"):
+    @pytest.mark.parametrize("existing", ["squad.key", "squad.key.pub"])
+    def test_new_key_does_not_overwrite_existing_files(self, tmp_path: Path, existing: str) -> None:
+        (tmp_path / existing).write_text("precious")
+        with pytest.raises(CheckpointRefused, match=f"cannot create .*{existing}: File exists"):
             checkpoint.new_key(tmp_path / "squad.key")
-        assert [path.name for path in tmp_path.iterdir()] == [there]
-        assert (tmp_path / there).read_text() == "precious"
+        assert [path.name for path in tmp_path.iterdir()] == [existing]
+        assert (tmp_path / existing).read_text() == "precious"
 
-    def test_a_new_one_in_a_folder_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+    def test_new_key_in_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointRefused, match="No such file or directory"):
             checkpoint.new_key(tmp_path / "nowhere" / "squad.key")
 
     @pytest.mark.parametrize("mode", [0o604, 0o666, 0o602])
-    def test_one_that_anybody_may_read_is_not_used(self, tmp_path: Path, mode: int) -> None:
+    def test_private_key_that_others_may_access_is_refused(self, tmp_path: Path, mode: int) -> None:
         path = tmp_path / "squad.key"
         checkpoint.new_key(path)
         path.chmod(mode)
@@ -172,7 +174,7 @@ class TestKeys:
         path.chmod(0o640)
         checkpoint.private_key(path)
 
-    def test_one_of_another_kind_is_not_used(self, tmp_path: Path) -> None:
+    def test_key_of_another_type_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "squad.key"
         elliptic = ec.generate_private_key(ec.SECP256R1())
         path.touch(0o600)
@@ -186,7 +188,7 @@ class TestKeys:
         with pytest.raises(CheckpointRefused, match="is not a private key in PEM"):
             checkpoint.private_key(path)
 
-    def test_one_that_is_encrypted_is_not_used(self, tmp_path: Path) -> None:
+    def test_encrypted_key_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "squad.key"
         path.touch(0o600)
         path.write_bytes(
@@ -195,7 +197,7 @@ class TestKeys:
         with pytest.raises(CheckpointRefused, match="is encrypted; an unencrypted key is needed"):
             checkpoint.private_key(path)
 
-    def test_a_file_that_is_no_key_is_not_used(self, tmp_path: Path) -> None:
+    def test_file_that_is_not_a_key_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "squad.key"
         path.touch(0o600)
         with pytest.raises(CheckpointRefused, match="is not a private key in PEM"):

@@ -1,3 +1,5 @@
+"""How events are encoded, decoded and upcast."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES, *KEY_EXAMPLES)
 GOLDEN = Path(__file__).parent.parent / "golden" / "events"
-"""`<type>.v<schema version>.json`: stored text, and a line feed. Never changed, only added to."""
+"""`<type>.v<schema version>.json`: the stored text and a line feed. Files are only added, never changed."""
 
 
 def recorded(data: str, type_: str, schema_version: int = 1) -> Recorded:
@@ -48,7 +50,7 @@ class TestGoldenFiles:
         assert codec.encode(event).encode() + b"\n" == stored
 
     @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.type)
-    def test_are_read_back_as_the_event(self, event: AnyEvent) -> None:
+    def test_decode_to_the_event(self, event: AnyEvent) -> None:
         stored = golden_file(type(event)).read_text(encoding="utf-8").removesuffix("\n")
         assert codec.decode(recorded(stored, event.type, event.schema_version)) == event
 
@@ -57,10 +59,10 @@ class TestGoldenFiles:
         assert len(EXAMPLES) == len(codec.EVENT_TYPES)
 
     @pytest.mark.parametrize("stored", list(golden_events()), ids=lambda stored: stored.type)
-    def test_of_every_version_that_ever_was_are_readable(self, stored: Recorded) -> None:
+    def test_can_be_decoded_in_every_version(self, stored: Recorded) -> None:
         assert codec.decode(stored).type == stored.type
 
-    def test_of_earlier_versions_are_kept(self) -> None:
+    def test_exist_for_every_version(self) -> None:
         names = {path.name for path in GOLDEN.iterdir()}
         assert names == {
             f"{kind.type}.v{version}.json"
@@ -71,41 +73,41 @@ class TestGoldenFiles:
 
 class TestRoundTrip:
     @for_all(event=strategies.events)
-    def test_gives_the_event_back(self, event: AnyEvent) -> None:
+    def test_returns_the_same_event(self, event: AnyEvent) -> None:
         stored = codec.encode(event)
         again = codec.decode(recorded(stored, event.type, event.schema_version))
         assert again == event
         assert codec.encode(again) == stored
 
     @for_all(event=strategies.events)
-    def test_needs_no_more_than_one_line(self, event: AnyEvent) -> None:
-        """Exported logs are JSON Lines, and a batch travels as text with control characters in between."""
+    def test_uses_no_control_characters(self, event: AnyEvent) -> None:
+        """Exported logs are JSON Lines, and a batch is sent as text separated by control characters."""
         assert not any(character < " " for character in codec.encode(event))
 
 
-class TestReading:
-    def test_of_an_unknown_type_fails_and_says_which_and_where(self) -> None:
+class TestDecoding:
+    def test_unknown_type_fails_with_its_name_and_position(self) -> None:
         with pytest.raises(UnknownEventType, match="rockets_launched v1 at position 1"):
             codec.decode(recorded("{}", "rockets_launched"))
 
-    def test_of_a_newer_version_fails(self) -> None:
+    def test_newer_version_fails(self) -> None:
         with pytest.raises(UnknownEventType, match="orchestrator_started v2"):
             codec.decode(recorded("{}", "orchestrator_started", 2))
 
     @pytest.mark.parametrize(
         "data", ["", "{", "[]", "null", '{"agent": "ann", "surplus": 1}', "{}", '{"agent": 1}']
     )
-    def test_of_data_that_break_the_promise_fails(self, data: str) -> None:
+    def test_data_that_does_not_fit_the_type_fails(self, data: str) -> None:
         with pytest.raises(UnreadableEvent, match="agent_heartbeat_recorded at position 1"):
             codec.decode(recorded(data, "agent_heartbeat_recorded"))
 
     @pytest.mark.parametrize("name", ["job_defined", "job_removed", "run_finished", "agent_status_changed"])
     @pytest.mark.parametrize("data", ["[]", "null", '"x"', "1", '{"definition": null, "agent": 1}'])
-    def test_of_an_earlier_version_whose_data_break_the_promise_fails(self, name: str, data: str) -> None:
+    def test_data_that_does_not_fit_an_earlier_version_fails(self, name: str, data: str) -> None:
         with pytest.raises(UnreadableEvent, match=f"{name} at position 1"):
             codec.decode(recorded(data, name, 1))
 
-    def test_of_data_that_are_nested_without_end_fails(self) -> None:
+    def test_extremely_nested_data_fails(self) -> None:
         data = '{"data":{"a":' + "[" * 100_000 + "]" * 100_000 + "}}"
         with pytest.raises(UnreadableEvent, match="message_sent at position 1"):
             codec.decode(recorded(data, "message_sent"))
@@ -130,7 +132,7 @@ class TestUpcasting:
         ("version", "fields"),
         [(1, '"name":"look"'), (2, '"title":"look"'), (3, '"title":"look","priority":"low"')],
     )
-    def test_brings_an_old_shape_up_to_date_step_by_step(self, version: int, fields: str) -> None:
+    def test_old_versions_are_upcast_step_by_step(self, version: int, fields: str) -> None:
         data = (
             '{"task_id":"t","description":null,"status":"new","assigned_agent":null,"deliverable_url":null,'
             f"{fields}}}"
@@ -154,14 +156,12 @@ class TestUpcasting:
             ("run_finished", {"answered": False}),
         ],
     )
-    def test_adds_to_what_was_stored_and_changes_nothing_of_it(
-        self, name: str, added: dict[str, Any]
-    ) -> None:
+    def test_new_fields_are_added_and_the_stored_ones_kept(self, name: str, added: dict[str, Any]) -> None:
         stored = next(item for item in golden_events() if (item.type, item.schema_version) == (name, 1))
         upcast = orjson.loads(codec.encode(codec.decode(stored)))
         assert upcast == {**orjson.loads(stored.data), **added}
 
-    def test_of_a_job_gives_it_no_resources(self) -> None:
+    def test_old_job_has_no_resources(self) -> None:
         stored = next(item for item in golden_events() if item.type == "job_defined")
         event = codec.decode(stored)
         assert stored.schema_version == 1
@@ -172,7 +172,7 @@ class TestUpcasting:
         ("agent", "outcome", "answered"),
         [("ann", "succeeded", True), ("ann", "failed", False), (None, "succeeded", False)],
     )
-    def test_of_the_end_of_a_run_takes_success_for_an_answer_of_its_agent(
+    def test_old_run_counts_as_answered_when_its_agent_succeeded(
         self, agent: str | None, outcome: str, answered: bool
     ) -> None:
         data = {"run_id": "r", "job": "j", "agent": agent, "outcome": outcome, "attempts": 1}
@@ -181,13 +181,13 @@ class TestUpcasting:
         assert isinstance(event, RunFinished)
         assert event.answered is answered
 
-    def test_that_nobody_wrote_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_upcaster_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(OrchestratorStarted, "schema_version", 2)
         monkeypatch.delitem(codec._DECODE, ("orchestrator_started", 1))
         with pytest.raises(UnreadableEvent):
             codec.decode(recorded("{}", "orchestrator_started", 1))
 
 
-def test_stored_names_of_types_are_the_classes_names() -> None:
+def test_stored_type_names_match_the_class_names() -> None:
     for name, kind in codec.EVENT_TYPES.items():
         assert "".join(word.capitalize() for word in name.split("_")) == kind.__name__

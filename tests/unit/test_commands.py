@@ -1,4 +1,4 @@
-"""What is refused at the door, before anything is decided, and what is not."""
+"""Which commands and values are accepted, and which are rejected before anything is decided."""
 
 from __future__ import annotations
 
@@ -84,20 +84,20 @@ GOOD: dict[type[Command], dict[str, Any]] = {
     do.StopOrchestrator: {},
     do.PassTime: {},
 }
-"""What each command needs, and no more."""
+"""The required fields of each command, and no others."""
 
 KINDS = sorted(GOOD, key=lambda kind: kind.__name__)
-KEY_REQUIRED = [
+REQUIRED_FIELDS = [
     (kind, field)
     for kind in KINDS
     for field in GOOD[kind]
-    # Usage can be counted in two ways; whether an attempt succeeded is the one thing that is true or false.
+    # Usage can be given in two ways; `succeeded` is the only required boolean.
     if kind is not do.RecordUsage and field != "succeeded"
 ]
 
 
-def refused(value_type: Any, value: Any) -> str:
-    """Why a value is refused."""
+def rejection(value_type: Any, value: Any) -> str:
+    """Return why a value is rejected."""
     with pytest.raises(ValidationError) as error:
         TypeAdapter(value_type).validate_python(value, strict=True)
     return str(error.value)
@@ -108,7 +108,7 @@ def taken(value_type: Any, value: Any) -> Any:
 
 
 def nested(levels: int) -> dict[str, Any]:
-    """Objects and arrays in turn, so many of them."""
+    """Alternating objects and arrays, nested this many levels deep."""
     value: Any = {} if levels % 2 else []
     for level in range(levels - 1):
         value = {"": value} if isinstance(value, list) else [value]
@@ -117,29 +117,29 @@ def nested(levels: int) -> dict[str, Any]:
 
 
 class TestEveryCommand:
-    def test_is_tried_here(self) -> None:
+    def test_has_an_example_here(self) -> None:
         assert set(get_args(AnyCommand)) <= set(GOOD)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_takes_what_it_needs(self, kind: type[Command]) -> None:
+    def test_accepts_its_required_fields(self, kind: type[Command]) -> None:
         command = kind.model_validate(GOOD[kind])
         assert {name: getattr(command, name) for name in GOOD[kind]} == GOOD[kind]
 
-    @pytest.mark.parametrize(("kind", "field"), KEY_REQUIRED)
-    def test_cannot_do_without_what_it_needs(self, kind: type[Command], field: str) -> None:
+    @pytest.mark.parametrize(("kind", "field"), REQUIRED_FIELDS)
+    def test_rejects_a_missing_field(self, kind: type[Command], field: str) -> None:
         fields = {name: value for name, value in GOOD[kind].items() if name != field}
         with pytest.raises(ValidationError):
             kind.model_validate(fields)
 
     @pytest.mark.parametrize(
-        ("kind", "field"), [pair for pair in KEY_REQUIRED if pair != (do.SetBudget, "daily_tokens")]
+        ("kind", "field"), [pair for pair in REQUIRED_FIELDS if pair != (do.SetBudget, "daily_tokens")]
     )
-    def test_takes_no_null_for_what_it_needs(self, kind: type[Command], field: str) -> None:
+    def test_rejects_null_for_a_required_field(self, kind: type[Command], field: str) -> None:
         with pytest.raises(ValidationError, match=field):
             kind.model_validate({**GOOD[kind], field: None})
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_takes_no_field_that_it_does_not_know(self, kind: type[Command]) -> None:
+    def test_rejects_an_unknown_field(self, kind: type[Command]) -> None:
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
             kind.model_validate({**GOOD[kind], "surplus": 1})
 
@@ -150,14 +150,14 @@ class TestEveryCommand:
             kind.model_validate(body)
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if GOOD[kind]])
-    def test_cannot_be_changed(self, kind: type[Command]) -> None:
+    def test_is_immutable(self, kind: type[Command]) -> None:
         command = kind.model_validate(GOOD[kind])
         with pytest.raises(ValidationError, match="frozen"):
             setattr(command, next(iter(GOOD[kind])), "other")
 
-    @pytest.mark.parametrize(("kind", "field"), KEY_REQUIRED)
+    @pytest.mark.parametrize(("kind", "field"), REQUIRED_FIELDS)
     @pytest.mark.parametrize("nonsense", [1.5, True, b"bytes", ["list"], {"a": {"b": 1}}, object()])
-    def test_refuses_any_other_type_without_breaking_down(
+    def test_rejects_any_value_of_a_wrong_type(
         self, kind: type[Command], field: str, nonsense: Any
     ) -> None:
         with pytest.raises(ValidationError, match=field):
@@ -167,39 +167,39 @@ class TestEveryCommand:
 class TestText:
     @pytest.mark.parametrize("kind", [Name, ShortText, Text, ExternalId, Url, Id, Timezone])
     @pytest.mark.parametrize("value", ["nul\x00", "half a pair \ud800", "\udfff"])
-    def test_holds_nothing_that_cannot_be_stored(self, kind: Any, value: str) -> None:
-        refused(kind, value)
+    def test_characters_that_cannot_be_stored_are_rejected(self, kind: Any, value: str) -> None:
+        rejection(kind, value)
 
     @pytest.mark.parametrize("kind", [Name, ShortText, ExternalId])
     @pytest.mark.parametrize("value", ["two\nlines", "tab\t", "unit\x1fseparator", "delete\x7f", ""])
-    def test_of_one_line_holds_no_control_characters(self, kind: Any, value: str) -> None:
-        refused(kind, value)
+    def test_single_line_with_control_characters_is_rejected(self, kind: Any, value: str) -> None:
+        rejection(kind, value)
 
     @pytest.mark.parametrize("value", ["", "two\nlines", "tab\t", "unit\x1fseparator", "🦉", "\u2028"])
-    def test_of_any_length_may_hold_them(self, value: str) -> None:
+    def test_long_text_may_have_control_characters(self, value: str) -> None:
         assert taken(Text, value) == value
 
     @pytest.mark.parametrize(
         ("kind", "longest"),
         [(Name, MAX_NAME_CHARACTERS), (ShortText, 1_000), (ExternalId, 255), (Text, MAX_TEXT_CHARACTERS)],
     )
-    def test_has_a_greatest_length(self, kind: Any, longest: int) -> None:
+    def test_length_is_bounded(self, kind: Any, longest: int) -> None:
         assert taken(kind, "ü" * longest) == "ü" * longest
-        assert f"at most {longest} characters" in refused(kind, "ü" * (longest + 1))
+        assert f"at most {longest} characters" in rejection(kind, "ü" * (longest + 1))
 
     @pytest.mark.parametrize("value", [" ann", "ann ", " ", "\u00a0ann"])
-    def test_that_names_something_has_no_white_space_around_it(self, value: str) -> None:
-        refused(Name, value)
+    def test_name_with_surrounding_white_space_is_rejected(self, value: str) -> None:
+        rejection(Name, value)
 
     @pytest.mark.parametrize("value", ["ann", "Zoë 2", "email_agent", "a-b.c/d", "agent's"])
-    def test_that_names_something_may_look_like_this(self, value: str) -> None:
+    def test_ordinary_name_is_accepted(self, value: str) -> None:
         assert taken(Name, value) == value
 
     @pytest.mark.parametrize("value", [1, 1.0, True, None, b"ann", ["ann"]])
-    def test_is_text(self, value: Any) -> None:
-        refused(Name, value)
+    def test_name_that_is_not_text_is_rejected(self, value: Any) -> None:
+        rejection(Name, value)
 
-    def test_of_ten_thousand_characters_is_no_name(self) -> None:
+    def test_agent_name_of_ten_thousand_characters_is_rejected(self) -> None:
         for kind in (do.RegisterAgent, do.Heartbeat):
             field = "name" if kind is do.RegisterAgent else "agent"
             with pytest.raises(ValidationError, match="at most 100 characters"):
@@ -207,22 +207,22 @@ class TestText:
 
 
 class TestId:
-    def test_is_a_uuid_in_lower_case(self) -> None:
+    def test_uuid_is_converted_to_lower_case(self) -> None:
         assert taken(Id, UNKNOWN_ID.upper()) == UNKNOWN_ID
 
     @pytest.mark.parametrize(
         "value",
         ["", "1", UNKNOWN_ID + "0", UNKNOWN_ID[:-1] + "g", UNKNOWN_ID.replace("-", ""), f"{UNKNOWN_ID}\n"],
     )
-    def test_is_nothing_else(self, value: str) -> None:
-        refused(Id, value)
+    def test_anything_else_is_rejected(self, value: str) -> None:
+        rejection(Id, value)
 
 
 class TestUrl:
     @pytest.mark.parametrize(
         "value", ["http://localhost:3002", "https://a.example/path?x=1#y", "http://[::1]:80/"]
     )
-    def test_is_http_or_https(self, value: str) -> None:
+    def test_http_and_https_are_accepted(self, value: str) -> None:
         assert taken(Url, value) == value
 
     @pytest.mark.parametrize(
@@ -238,44 +238,44 @@ class TestUrl:
             "http://a\n",
         ],
     )
-    def test_is_nothing_else(self, value: str) -> None:
-        refused(Url, value)
+    def test_anything_else_is_rejected(self, value: str) -> None:
+        rejection(Url, value)
 
 
 class TestNumbers:
     @pytest.mark.parametrize("kind", [Tokens, PositiveTokens, Priority])
     @pytest.mark.parametrize("value", ["1", 1.0, 1.5, True, None, [1], float("nan"), float("inf")])
-    def test_of_tokens_are_whole_numbers(self, kind: Any, value: Any) -> None:
-        refused(kind, value)
+    def test_number_that_is_not_an_integer_is_rejected(self, kind: Any, value: Any) -> None:
+        rejection(kind, value)
 
     @pytest.mark.parametrize("value", [-1, -(10**30), MAX_TOKENS + 1, 2**63, 10**400])
-    def test_of_tokens_are_neither_negative_nor_huge(self, value: int) -> None:
-        refused(Tokens, value)
+    def test_negative_or_huge_token_count_is_rejected(self, value: int) -> None:
+        rejection(Tokens, value)
 
-    def test_of_tokens_have_bounds_that_are_allowed(self) -> None:
+    def test_bounds_of_token_counts_are_inclusive(self) -> None:
         assert (taken(Tokens, 0), taken(Tokens, MAX_TOKENS)) == (0, MAX_TOKENS)
-        assert "greater than or equal to 1" in refused(PositiveTokens, 0)
+        assert "greater than or equal to 1" in rejection(PositiveTokens, 0)
 
     @pytest.mark.parametrize(
         "value",
         [0, -1, -0.0, float("nan"), float("inf"), 1e308, MAX_TTL_SECONDS + 1, 10**400, "60", True, None],
     )
-    def test_of_seconds_are_more_than_nothing_and_at_most_a_week(self, value: Any) -> None:
-        refused(TtlSeconds, value)
+    def test_ttl_that_is_not_between_zero_and_a_week_is_rejected(self, value: Any) -> None:
+        rejection(TtlSeconds, value)
 
     @pytest.mark.parametrize("value", [1, 0.5, MAX_TTL_SECONDS])
-    def test_of_seconds_need_not_be_whole(self, value: float) -> None:
+    def test_ttl_may_be_fractional(self, value: float) -> None:
         assert taken(TtlSeconds, value) == value
 
     @pytest.mark.parametrize("value", [-1, 24, 1.0, "0", True])
-    def test_of_the_reset_hour_are_hours(self, value: Any) -> None:
+    def test_invalid_reset_hour_is_rejected(self, value: Any) -> None:
         with pytest.raises(ValidationError, match="reset_hour"):
             do.SetPolicy.model_validate({"reset_hour": value})
 
 
 class TestTimezone:
     @pytest.mark.parametrize("value", ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires"])
-    def test_is_an_iana_name(self, value: str) -> None:
+    def test_iana_name_is_accepted(self, value: str) -> None:
         assert taken(Timezone, value) == value
 
     @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ class TestTimezone:
             "Factory",
         ],
     )
-    def test_is_nothing_else(self, value: str) -> None:
-        refused(Timezone, value)
+    def test_anything_else_is_rejected(self, value: str) -> None:
+        rejection(Timezone, value)
 
 
 class TestResources:
@@ -315,10 +315,10 @@ class TestResources:
             {f"kind {number}": "v" for number in range(MAX_RESOURCES + 1)},
         ],
     )
-    def test_are_texts_by_kind_at_least_one(self, value: Any) -> None:
-        refused(Resources, value)
+    def test_invalid_resources_are_rejected(self, value: Any) -> None:
+        rejection(Resources, value)
 
-    def test_may_be_many(self) -> None:
+    def test_maximum_number_of_resources_is_accepted(self) -> None:
         many = {f"kind {number}": "v" for number in range(MAX_RESOURCES)}
         assert taken(Resources, many) == many
 
@@ -348,33 +348,33 @@ class TestJson:
             1e300,
         ],
     )
-    def test_holds_nothing_that_would_not_come_back_as_it_was(self, value: Any) -> None:
+    def test_value_that_would_not_be_read_back_unchanged_is_rejected(self, value: Any) -> None:
         for document in ({"a": value}, {"a": [1, {"b": value}]}):
-            refused(JsonObject, document)
+            rejection(JsonObject, document)
 
     @pytest.mark.parametrize("key", ["\x00", "\ud800"])
-    def test_holds_no_key_that_cannot_be_stored(self, key: str) -> None:
-        refused(JsonObject, {"a": {key: 1}})
+    def test_key_that_cannot_be_stored_is_rejected(self, key: str) -> None:
+        rejection(JsonObject, {"a": {key: 1}})
 
     @pytest.mark.parametrize(
         "value", [0, -(2**63), 2**64 - 1, True, False, None, 0.1, 5e-324, 1.8e19, "", "🦉\n\x1f", [], {}]
     )
-    def test_holds_everything_else(self, value: Any) -> None:
+    def test_any_other_value_is_accepted(self, value: Any) -> None:
         assert taken(JsonObject, {"a": value}) == {"a": value}
 
     @pytest.mark.parametrize("value", [None, [], "text", 1, True])
     def test_is_an_object(self, value: Any) -> None:
-        refused(JsonObject, value)
+        rejection(JsonObject, value)
 
-    def test_may_be_nested_so_deep_and_no_deeper(self) -> None:
+    def test_depth_is_bounded(self) -> None:
         assert taken(JsonObject, nested(MAX_JSON_DEPTH - 1))
-        assert f"deeper than {MAX_JSON_DEPTH} levels" in refused(JsonObject, nested(MAX_JSON_DEPTH + 2))
+        assert f"deeper than {MAX_JSON_DEPTH} levels" in rejection(JsonObject, nested(MAX_JSON_DEPTH + 2))
 
-    def test_nested_ten_thousand_levels_deep_is_refused_without_breaking_down(self) -> None:
-        refused(JsonObject, nested(10_000))
+    def test_depth_of_ten_thousand_levels_is_rejected(self) -> None:
+        rejection(JsonObject, nested(10_000))
 
     @for_all(document=st.dictionaries(_short, _any_json, max_size=3))
-    def test_that_is_taken_can_be_stored_and_comes_back(self, document: dict[str, Any]) -> None:
+    def test_accepted_document_is_read_back_unchanged(self, document: dict[str, Any]) -> None:
         try:
             taken(JsonObject, document)
         except ValidationError:
@@ -386,17 +386,17 @@ class TestJson:
 
 
 class TestSingleCommands:
-    def test_a_message_is_not_empty(self) -> None:
+    def test_empty_message_is_rejected(self) -> None:
         with pytest.raises(ValidationError, match="message"):
             do.SendMessage(from_agent="ann", message="")
 
-    def test_usage_is_counted_in_one_way_or_both_agree(self) -> None:
+    def test_usage_is_a_total_or_input_and_output_or_both_if_they_agree(self) -> None:
         assert do.RecordUsage(agent="ann", tokens=5).total == 5
         assert do.RecordUsage(agent="ann", input_tokens=3, output_tokens=2).total == 5
         assert do.RecordUsage(agent="ann", tokens=5, input_tokens=3, output_tokens=2).total == 5
 
     @pytest.mark.parametrize(
-        "counted",
+        "usage",
         [
             {},
             {"input_tokens": 3},
@@ -406,29 +406,29 @@ class TestSingleCommands:
             {"tokens": 2, "input_tokens": 3},
         ],
     )
-    def test_usage_that_does_not_add_up_is_refused(self, counted: dict[str, Any]) -> None:
+    def test_usage_that_does_not_add_up_is_rejected(self, usage: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match="tokens"):
-            do.RecordUsage.model_validate({"agent": "ann", **counted})
+            do.RecordUsage.model_validate({"agent": "ann", **usage})
 
     @pytest.mark.parametrize(
         "body", [{}, {"daily_tokens": None}, {"daily_tokens": None, "agent_limits": None}]
     )
-    def test_a_budget_says_something(self, body: dict[str, Any]) -> None:
+    def test_budget_without_any_value_is_rejected(self, body: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match="daily_tokens, agent_limits, or both"):
             do.SetBudget.model_validate(body)
 
-    def test_a_budget_has_at_most_a_thousand_limits(self) -> None:
+    def test_budget_with_more_than_a_thousand_limits_is_rejected(self) -> None:
         limits = {f"agent {number}": 1 for number in range(1_001)}
         with pytest.raises(ValidationError, match="agent_limits"):
             do.SetBudget(agent_limits=limits)
 
     @pytest.mark.parametrize("field", ["title", "status", "priority"])
-    def test_a_task_keeps_what_every_task_has(self, field: str) -> None:
+    def test_required_field_of_a_task_cannot_be_set_to_null(self, field: str) -> None:
         with pytest.raises(ValidationError, match=field):
             do.UpdateTask.model_validate({"task_id": UNKNOWN_ID, field: None})
 
     @pytest.mark.parametrize("field", ["category", "status"])
-    def test_an_email_keeps_what_every_email_has(self, field: str) -> None:
+    def test_required_field_of_an_email_cannot_be_set_to_null(self, field: str) -> None:
         with pytest.raises(ValidationError, match=field):
             do.UpdateEmail.model_validate({"email_id": UNKNOWN_ID, field: None})
 
@@ -441,17 +441,17 @@ class TestSingleCommands:
             (do.Heartbeat, "status"),
         ],
     )
-    def test_states_are_those_that_there_are(self, kind: type[Command], field: str) -> None:
+    def test_unknown_status_or_priority_is_rejected(self, kind: type[Command], field: str) -> None:
         with pytest.raises(ValidationError, match=field):
             kind.model_validate({**GOOD[kind], field: "elsewhere"})
 
-    def test_changes_are_what_was_named(self) -> None:
+    def test_changes_are_the_fields_that_were_given(self) -> None:
         command = do.UpdateTask(task_id=UNKNOWN_ID, status="completed", description=None)
         assert command.changes == {"status": "completed", "description": None}
         email = do.UpdateEmail(email_id=UNKNOWN_ID, payload=None)
         assert email.changes == {"payload": None}
 
-    def test_who_acts_is_whom_the_command_names(self) -> None:
+    def test_acting_agent_is_the_one_that_the_command_names(self) -> None:
         assert do.SendMessage(from_agent="ann", message="hello").acting_agent == "ann"
         assert do.ReserveTokens(agent="ann", tokens=1).acting_agent == "ann"
         assert do.StopOrchestrator().acting_agent is None

@@ -1,4 +1,4 @@
-"""What was only read is confirmed before it is answered, once, and its want is told by what is wanting."""
+"""Positions that were only read are confirmed by the standby before they are answered."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ CONNECTION = cast("Connection", None)
 
 
 class Server:
-    """A server that is asked to confirm, and what it takes and says."""
+    """A server that counts confirmations; a test sets how long they take and how they fail."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.confirmations = 0
         self.now = 1_000.0
-        self.takes = 0.0
-        self.says: Exception | None = None
+        self.seconds = 0.0
+        self.error: Exception | None = None
 
     async def confirm(self, connection: Connection) -> None:
         del connection
-        self.asked += 1
-        self.now += self.takes
-        if self.says:
-            raise self.says
+        self.confirmations += 1
+        self.now += self.seconds
+        if self.error:
+            raise self.error
 
 
 @pytest.fixture
@@ -45,50 +45,50 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 async def test_each_position_is_confirmed_once(server: Server) -> None:
     confirmed = ConfirmedPosition()
-    asked = []
+    counts = []
     for position in (5, 5, 4, 6, 6):
         await confirmed.ensure(CONNECTION, position)
-        asked.append(server.asked)
-    assert asked == [1, 1, 1, 2, 2]
+        counts.append(server.confirmations)
+    assert counts == [1, 1, 1, 2, 2]
 
 
-async def test_what_a_commit_of_our_own_followed_needs_no_question(server: Server) -> None:
+async def test_position_of_an_own_append_needs_no_confirmation(server: Server) -> None:
     confirmed = ConfirmedPosition()
     confirmed.record_append(7)
     await confirmed.ensure(CONNECTION, 7)
-    assert server.asked == 0
+    assert server.confirmations == 0
     await confirmed.ensure(CONNECTION, 8)
-    assert server.asked == 1
+    assert server.confirmations == 1
 
 
-async def test_of_another_server_everything_is_asked_anew(server: Server) -> None:
+async def test_everything_is_confirmed_again_after_a_reset(server: Server) -> None:
     confirmed = ConfirmedPosition()
     confirmed.record_append(7)
     confirmed.reset()
     await confirmed.ensure(CONNECTION, 1)
-    assert server.asked == 1
+    assert server.confirmations == 1
 
 
-async def test_what_could_not_be_confirmed_is_asked_again(server: Server) -> None:
+async def test_failed_confirmation_is_tried_again(server: Server) -> None:
     confirmed = ConfirmedPosition()
-    server.says = StoreBusy("locked")
+    server.error = StoreBusy("locked")
     with pytest.raises(StoreBusy, match="another session holds the log's lock"):
         await confirmed.ensure(CONNECTION, 5)
-    server.says = None
+    server.error = None
     await confirmed.ensure(CONNECTION, 5)
-    assert server.asked == 2
+    assert server.confirmations == 2
 
 
 @pytest.mark.parametrize(
-    ("takes", "error", "said"),
+    ("seconds", "error", "message"),
     [
         (STUCK_AFTER_SECONDS - 0.1, StoreUnavailable, "cut"),
         (STUCK_AFTER_SECONDS, StoreBusy, "no synchronous standby confirms"),
     ],
 )
-async def test_a_connection_that_breaks_is_no_standby_that_keeps_silent(
-    server: Server, takes: float, error: type[Exception], said: str
+async def test_broken_connection_is_blamed_on_the_standby_only_after_a_long_wait(
+    server: Server, seconds: float, error: type[Exception], message: str
 ) -> None:
-    server.takes, server.says = takes, StoreUnavailable("cut")
-    with pytest.raises(error, match=said):
+    server.seconds, server.error = seconds, StoreUnavailable("cut")
+    with pytest.raises(error, match=message):
         await ConfirmedPosition().ensure(CONNECTION, 5)

@@ -1,4 +1,4 @@
-"""How near a comparison comes to the tables before its snapshot, and how long it waits for an erasure."""
+"""How close a comparison gets to the tables before its snapshot, and how long it waits for an erasure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-class Refold:
-    """A fold from zero that notes how far it was taken."""
+class StubRefold:
+    """A fold from zero that only records how far it was to go."""
 
     reader = None
 
@@ -40,47 +40,47 @@ class Refold:
 
 
 async def catch_up(
-    monkeypatch: pytest.MonkeyPatch, standings: Iterator[Mapping[str, int]], *, end: int, version: int
+    monkeypatch: pytest.MonkeyPatch, states: Iterator[Mapping[str, int]], *, end: int, version: int
 ) -> list[Mapping[str, int]]:
-    """Let a refold catch up with tables that go on. Messages were folded by code of this version."""
+    """Return where a refold stops on its way to advancing tables. Messages were folded by this version."""
     versions = {"agents": agents.fold_version, "messages": version}
 
-    async def look(*_: object) -> Any:
+    async def read_states(*_: object) -> Any:
         return {
             name: SimpleNamespace(position=position, fold_version=versions[name])
-            for name, position in next(standings).items()
+            for name, position in next(states).items()
         }
 
     async def head_position(_: object) -> int:
         return end
 
-    monkeypatch.setattr(module, "_read_states", look)
+    monkeypatch.setattr(module, "_read_states", read_states)
     monkeypatch.setattr(log, "head_position", head_position)
-    refold: Any = Refold()
+    refold: Any = StubRefold()
     await module._catch_up(refold, "squad")
     return list(refold.folded)
 
 
-async def test_it_goes_on_as_long_as_it_comes_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = [{"agents": at, "messages": at - 5} for at in (1_000, 1_100, 1_120, 1_140)]
-    folded = await catch_up(monkeypatch, iter(looks), end=2_000, version=messages.fold_version)
-    assert folded == looks[:3]
+async def test_catching_up_continues_while_it_gets_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [{"agents": at, "messages": at - 5} for at in (1_000, 1_100, 1_120, 1_140)]
+    folded = await catch_up(monkeypatch, iter(states), end=2_000, version=messages.fold_version)
+    assert folded == states[:3]
 
 
-async def test_it_stops_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = [{"agents": 1_000, "messages": 900}] * 2
-    folded = await catch_up(monkeypatch, iter(looks), end=2_000, version=messages.fold_version)
-    assert folded == looks[:1]
+async def test_catching_up_stops_when_it_has_reached_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [{"agents": 1_000, "messages": 900}] * 2
+    folded = await catch_up(monkeypatch, iter(states), end=2_000, version=messages.fold_version)
+    assert folded == states[:1]
 
 
-async def test_it_waits_for_nothing_that_is_not_to_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other code folded, and events that are not in the log."""
-    looks = [{"agents": 2_500, "messages": 900}] * 2
-    folded = await catch_up(monkeypatch, iter(looks), end=2_000, version=messages.fold_version + 1)
+async def test_catching_up_ignores_what_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what other code folded, and positions beyond the end of the log."""
+    states = [{"agents": 2_500, "messages": 900}] * 2
+    folded = await catch_up(monkeypatch, iter(states), end=2_000, version=messages.fold_version + 1)
     assert folded == [{"agents": 2_000}]
 
 
-def test_tables_have_as_long_again_for_the_next_erasure_once_they_came_to_one(
+def test_timeout_begins_anew_when_a_projection_has_reached_an_erasure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, deadlines = 0.0, module._ErasureDeadlines()
@@ -98,39 +98,39 @@ def test_tables_have_as_long_again_for_the_next_erasure_once_they_came_to_one(
 
 
 @pytest.mark.parametrize(
-    ("at", "compared"),
+    ("at", "expected"),
     [
         ({"agents": 8, "messages": 9}, {"agents", "messages"}),
         ({"agents": 9, "messages": 8}, {"agents"}),
     ],
-    ids=["has come to it", "has yet to come to it"],
+    ids=["reached", "not yet reached"],
 )
-async def test_only_what_holds_personal_data_is_to_come_to_an_erasure_first(
-    monkeypatch: pytest.MonkeyPatch, at: Mapping[str, int], compared: set[str]
+async def test_only_projections_with_personal_data_must_reach_an_erasure_first(
+    monkeypatch: pytest.MonkeyPatch, at: Mapping[str, int], expected: set[str]
 ) -> None:
-    looked_at: set[str] = set()
+    compared_projections: set[str] = set()
 
-    async def standings(*_: object) -> Any:
+    async def read_states(*_: object) -> Any:
         versions = {"agents": agents.fold_version, "messages": messages.fold_version}
         return {name: module._ProjectionState(at[name], versions[name], None, None) for name in at}
 
     async def forgotten_at(*_: object) -> int:
         return 9
 
-    async def all_alike(*_: object) -> dict[str, str]:
+    async def no_differences(*_: object) -> dict[str, str]:
         return {}
 
-    async def compare_table(*where: Any) -> list[Any]:
-        looked_at.add(where[2].name)
+    async def compare_table(*arguments: Any) -> list[Any]:
+        compared_projections.add(arguments[2].name)
         return []
 
-    monkeypatch.setattr(module, "_read_states", standings)
+    monkeypatch.setattr(module, "_read_states", read_states)
     monkeypatch.setattr(log, "head_position", forgotten_at)
     monkeypatch.setattr(module, "one_value", forgotten_at)
-    monkeypatch.setattr(module, "differing_tables", all_alike)
+    monkeypatch.setattr(module, "differing_tables", no_differences)
     monkeypatch.setattr(module, "_compare_table", compare_table)
     monkeypatch.setattr(module, "ERASURE_TIMEOUT_SECONDS", 0.0)
-    refold: Any = Refold()
+    refold: Any = StubRefold()
     found = await module._compare(refold, "squad", module._ErasureDeadlines())
-    assert looked_at == compared
-    assert {difference.projection for difference in found} == at.keys() - compared
+    assert compared_projections == expected
+    assert {difference.projection for difference in found} == at.keys() - expected

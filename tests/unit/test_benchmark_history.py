@@ -1,4 +1,4 @@
-"""The made-up history that benchmarks run on is one that a squad could have had."""
+"""The generated history that benchmarks run on: it is one that a squad could have had."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = 39
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 
-def test_it_is_chained_in_order_and_holds_every_kind_of_event() -> None:
+def test_history_is_chained_in_order_and_has_every_kind_of_event() -> None:
     log = list(flat.from_iterable(chronicle(EVENTS, NOW)))
     assert len(log) >= EVENTS
     assert [recorded.position for recorded in log] == list(range(1, len(log) + 1))
@@ -34,7 +34,7 @@ def test_it_is_chained_in_order_and_holds_every_kind_of_event() -> None:
     assert len(kinds) >= KINDS, codec.EVENT_TYPES.keys() - kinds.keys()
 
 
-def test_it_can_be_folded_and_as_much_stays_open_as_was_asked_for() -> None:
+def test_history_can_be_folded_and_leaves_about_the_requested_number_open() -> None:
     squad = Squad()
     for batch in chronicle(10_000, NOW, open_things=500):
         draft = Draft(squad)
@@ -46,10 +46,10 @@ def test_it_can_be_folded_and_as_much_stays_open_as_was_asked_for() -> None:
     assert 5 < len(squad.tables["operations"]) < 50
 
 
-def test_the_same_seed_tells_the_same_and_another_something_else() -> None:
-    def told(seed: int) -> list[tuple[str, str]]:
+def test_same_seed_gives_the_same_history_and_another_seed_a_different_one() -> None:
+    def events_of(seed: int) -> list[tuple[str, str]]:
         events = flat.from_iterable(chronicle(500, NOW, seed=seed))
         return [(recorded.stream, recorded.data) for recorded in events]
 
-    assert told(1) == told(1)
-    assert told(1) != told(2)
+    assert events_of(1) == events_of(1)
+    assert events_of(1) != events_of(2)
