@@ -1,4 +1,4 @@
-"""Looking for what is over takes as long as what has changed, or is over, however many rows there are."""
+"""Deadlines: a check costs as much as there are changed or expired rows, however many rows there are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANY = 5_000
 
 
 class Thing(NamedTuple):
-    """Something that began at some time and ends at another."""
+    """A row that began at some time and ends at another."""
 
     name: str
     began: int
@@ -23,31 +23,31 @@ class Thing(NamedTuple):
 
 
 class Things:
-    """Many of them, of which one ends each second; those that began last end first."""
+    """Many rows, of which one ends each second; those that began last end first."""
 
     def __init__(self, many: int = MANY) -> None:
         self.rows = {
             name: Thing(name, began, moment(many - began))
             for name, began in ((f"thing {number}", number) for number in range(many))
         }
-        self.asked = 0
-        """How often the moment of one was asked for."""
+        self.reads = 0
+        """How often the deadline of a row was read."""
         self.deadlines = Deadlines(self.rows, self.moment_of, lambda row: row.began)
 
     def moment_of(self, thing: Thing) -> datetime | None:
-        self.asked += 1
+        self.reads += 1
         return thing.ends
 
-    def put(self, name: str, ends: float | None) -> None:
+    def set_deadline(self, name: str, ends: float | None) -> None:
         began = self.rows[name].began if name in self.rows else len(self.rows)
         self.rows[name] = Thing(name, began, None if ends is None else moment(ends))
         self.deadlines.change([name])
 
-    def put_last(self, name: str) -> None:
+    def move_to_end(self, name: str) -> None:
         self.rows[name] = self.rows[name]._replace(began=len(self.rows))
         self.deadlines.change([name])
 
-    def drop(self, *names: str) -> None:
+    def remove(self, *names: str) -> None:
         for name in names:
             del self.rows[name]
         self.deadlines.change(names)
@@ -56,40 +56,40 @@ class Things:
         return [row.name for row in self.deadlines.expired(moment(seconds))]
 
 
-def test_what_is_neither_changed_nor_over_is_not_looked_at_again() -> None:
+def test_unchanged_rows_that_have_not_expired_are_not_looked_at_again() -> None:
     things = Things()
     assert things.expired(0) == []
-    things.asked = 0
+    things.reads = 0
     for seconds in range(1, 101):
-        over = things.expired(seconds)
-        assert over == [f"thing {MANY - seconds}"]
-        things.drop(*over)
+        expired = things.expired(seconds)
+        assert expired == [f"thing {MANY - seconds}"]
+        things.remove(*expired)
         assert things.deadlines.next(moment(seconds)) == things.deadlines.first() == moment(seconds + 1)
-    assert things.asked < 2_000
+    assert things.reads < 2_000
 
 
-def test_the_first_is_known_where_nobody_has_looked_yet() -> None:
+def test_first_deadline_is_known_before_the_first_check() -> None:
     things = Things()
     assert things.deadlines.first() == moment(1)
-    things.asked = 0
+    things.reads = 0
     for seconds in range(100):
-        things.put("thing 0", 10_000 + seconds)
+        things.set_deadline("thing 0", 10_000 + seconds)
         assert things.deadlines.first() == moment(1)
-    assert things.asked < 1_000
+    assert things.reads < 1_000
     assert things.expired(2) == [f"thing {MANY - 2}", f"thing {MANY - 1}"]
 
 
-def test_what_is_over_is_told_in_its_order_until_it_is_dealt_with() -> None:
+def test_expired_rows_are_returned_in_order_until_they_are_removed() -> None:
     things = Things(10)
     things.expired(0)
     assert things.expired(3) == things.expired(3) == ["thing 7", "thing 8", "thing 9"]
     assert moment(1) <= things.deadlines.first() <= moment(3)
-    things.drop("thing 8")
+    things.remove("thing 8")
     assert things.expired(4) == ["thing 6", "thing 7", "thing 9"]
 
 
-@pytest.mark.parametrize("checked_at", [[0], []], ids=["after others", "at the first look"])
-def test_very_many_may_be_over_at_once(checked_at: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("checked_at", [[0], []], ids=["after an earlier check", "at the first check"])
+def test_very_many_rows_may_expire_at_once(checked_at: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "_MANY", 10)
     things = Things()
     for seconds in checked_at:
@@ -99,63 +99,63 @@ def test_very_many_may_be_over_at_once(checked_at: list[int], monkeypatch: pytes
     assert things.expired(MANY)[0] == "thing 0"
 
 
-def test_one_that_was_put_off_is_over_later_and_told_once() -> None:
+def test_postponed_row_expires_later_and_is_returned_once() -> None:
     things = Things(3)
     assert things.expired(1) == ["thing 2"]
-    things.put("thing 2", 10)
-    things.put("thing 2", 10)
+    things.set_deadline("thing 2", 10)
+    things.set_deadline("thing 2", 10)
     assert things.expired(9) == ["thing 0", "thing 1"]
     assert things.expired(10) == ["thing 0", "thing 1", "thing 2"]
-    things.put("thing 1", None)
+    things.set_deadline("thing 1", None)
     assert things.expired(10) == ["thing 0", "thing 2"]
 
 
-def test_one_that_has_another_place_by_now_is_told_there_alone() -> None:
+def test_moved_row_is_returned_only_at_its_new_place() -> None:
     things = Things(5)
     assert things.expired(5) == ["thing 0", "thing 1", "thing 2", "thing 3", "thing 4"]
-    things.put_last("thing 0")
-    things.put_last("thing 0")
+    things.move_to_end("thing 0")
+    things.move_to_end("thing 0")
     assert things.expired(5) == ["thing 1", "thing 2", "thing 3", "thing 4", "thing 0"]
 
 
-def test_what_is_new_comes_in_between() -> None:
+def test_new_row_expires_in_its_turn() -> None:
     things = Things(3)
     assert things.deadlines.first() == moment(1)
     assert things.deadlines.next(moment(1)) == moment(2)
-    things.put("new", 1.5)
+    things.set_deadline("new", 1.5)
     assert things.deadlines.next(moment(1)) == moment(1.5)
     assert things.expired(1.5) == ["thing 2", "new"]
 
 
-def test_nothing_is_over_too_soon_where_a_clock_that_was_ahead_is_put_right() -> None:
+def test_no_row_expires_early_after_the_clock_is_set_back() -> None:
     things = Things(3)
     assert len(things.expired(3)) == 3
     assert things.expired(1) == ["thing 2"]
     assert things.deadlines.next(moment(1)) == moment(2)
-    things.put("new", 1.5)
+    things.set_deadline("new", 1.5)
     assert things.deadlines.next(moment(1)) == moment(1.5)
 
 
-def test_what_has_another_moment_by_now_is_not_next_where_a_clock_is_put_right() -> None:
+def test_postponed_row_is_not_next_after_the_clock_is_set_back() -> None:
     things = Things(3)
     assert len(things.expired(3)) == 3
-    things.put("thing 1", 9)
+    things.set_deadline("thing 1", 9)
     assert things.deadlines.next(moment(1)) == moment(3)
 
 
-def test_there_may_be_none() -> None:
+def test_there_may_be_no_deadline() -> None:
     things = Things(0)
     assert things.deadlines.first() == things.deadlines.next(moment(0)) == NEVER
     assert things.expired(0) == []
-    things.put("one", None)
+    things.set_deadline("one", None)
     assert things.deadlines.first() == NEVER
 
 
-def test_what_the_moments_were_before_is_forgotten() -> None:
+def test_earlier_deadlines_of_a_row_are_forgotten() -> None:
     things = Things(10)
     things.expired(0)
     for seconds in range(1, 1_000):
-        things.put("thing 5", 1_000 + seconds)
+        things.set_deadline("thing 5", 1_000 + seconds)
         assert things.expired(0) == []
     assert things.deadlines._pending is not None
     assert len(things.deadlines._pending) < 200
