@@ -77,9 +77,11 @@ async def test_connection_without_a_request_is_closed_after_the_timeout(
     connected: tuple[Connection, FakeTransport],
 ) -> None:
     connection, transport = connected
-    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS - 1)
+    began = connection._head_since
+    assert began is not None
+    connection.check_timeouts(began + REQUEST_HEAD_SECONDS - 1)
     assert not transport.closed
-    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(began + REQUEST_HEAD_SECONDS + 1)
     assert transport.closed
     assert transport.written == b""
 
@@ -100,9 +102,10 @@ async def test_further_bytes_of_a_head_do_not_extend_its_timeout(
     connected: tuple[Connection, FakeTransport],
 ) -> None:
     connection, transport = connected
+    connection._head_since = _now() - REQUEST_HEAD_SECONDS
     for byte in GET[:-1]:
         connection.data_received(bytes([byte]))
-    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(_now() + 1)
     assert transport.closed
 
 
