@@ -275,6 +275,11 @@ class TestWithoutKeys:
 
 
 class TestRateLimits:
+    @pytest.fixture(autouse=True)
+    def _stopped_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Limits recover with time, of which a test may take any amount."""
+        monkeypatch.setattr(auth, "monotonic", lambda: 1_000.0)
+
     async def test_addresses_are_limited_except_loopback(self) -> None:
         settings = Settings(address_requests_per_second=0.01, key_requests_per_second=0)
         setup = Setup(squad_with_key(), settings)
