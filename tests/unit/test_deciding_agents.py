@@ -1,3 +1,5 @@
+"""Decisions about agents: registration, heartbeats, and their status as time passes."""
+
 from __future__ import annotations
 
 from datetime import timedelta
@@ -53,24 +55,24 @@ ANN_REGISTERED = AgentRegistered(
 )
 
 
-def ann_turns(previous: str, status: str, reason: str) -> AgentStatusChanged:
+def ann_changed(previous: str, status: str, reason: str) -> AgentStatusChanged:
     return convert(
         {"agent": "ann", "previous": previous, "status": status, "reason": reason}, AgentStatusChanged
     )
 
 
-def an_active_ann() -> Story:
+def active_ann() -> Story:
     return given(ANN, Heartbeat(agent="ann"))
 
 
 class TestRegistering:
-    def test_enters_an_agent_that_is_idle_until_it_acts(self) -> None:
+    def test_creates_an_agent_that_is_idle_until_it_acts(self) -> None:
         story = given().when(ANN)
         story.then(ANN_REGISTERED).replied(name="ann", role="support", priority=3, status="idle")
         ann = story.row(AGENTS, "ann")
         assert (ann.id, ann.status, ann.last_active) == (story.id, "idle", START)
 
-    def test_changes_the_profile_of_one_that_is_registered(self) -> None:
+    def test_changes_the_profile_of_a_registered_agent(self) -> None:
         story = given(ANN).when(RegisterAgent(name="ann", role="sales"), at=5)
         story.then(AgentProfileChanged(agent="ann", role="sales", url=None, priority=0))
         ann = story.row(AGENTS, "ann")
@@ -80,13 +82,13 @@ class TestRegistering:
         story = given(ANN)
         story.when(ANN, at=5).then_nothing().replied(position=story.position_of(AgentRegistered))
 
-    def test_by_somebody_else_is_no_activity(self) -> None:
+    def test_profile_change_is_no_activity(self) -> None:
         story = given(ANN).when(RegisterAgent(name="ann", role="sales"), at=5)
         assert story.row(AGENTS, "ann").last_active == START
 
 
 class TestActingUnregistered:
-    def test_registers_the_agent_before_the_act(self) -> None:
+    def test_registers_the_agent_before_its_action(self) -> None:
         story = given().when(SendMessage(from_agent="bob", message="hello"))
         story.then(
             AgentRegistered(
@@ -107,7 +109,7 @@ class TestActingUnregistered:
             "message_sent",
         ]
 
-    def test_keeps_its_id_when_it_registers_itself(self) -> None:
+    def test_later_registration_keeps_the_id(self) -> None:
         story = given(SendMessage(from_agent="ann", message="hello"))
         before = story.row(AGENTS, "ann")
         story.when(ANN, at=1)
@@ -118,133 +120,135 @@ class TestActingUnregistered:
 
 
 class TestHeartbeat:
-    def test_of_an_unknown_agent_is_refused(self) -> None:
+    def test_is_refused_for_an_unknown_agent(self) -> None:
         given().when(Heartbeat(agent="nobody")).then_refused("agent_not_found")
 
     def test_makes_an_idle_agent_active(self) -> None:
         story = given(ANN).when(Heartbeat(agent="ann"), at=1)
-        story.then(ann_turns("idle", "active", "heartbeat")).replied(status="active", last_active=story.now)
+        story.then(ann_changed("idle", "active", "heartbeat")).replied(
+            status="active", last_active=story.now
+        )
         assert story.caused_by(AgentStatusChanged) == story.position_of(AgentRegistered)
 
-    def test_may_say_the_status_itself(self) -> None:
-        story = an_active_ann()
+    def test_may_set_the_status(self) -> None:
+        story = active_ann()
         story.when(Heartbeat(agent="ann", status="offline"), at=1)
-        story.then(ann_turns("active", "offline", "heartbeat")).replied(status="offline")
+        story.then(ann_changed("active", "offline", "heartbeat")).replied(status="offline")
 
-    def test_soon_after_the_last_sign_of_life_is_not_recorded(self) -> None:
-        story = an_active_ann()
+    def test_is_not_recorded_soon_after_the_last_sign_of_life(self) -> None:
+        story = active_ann()
         story.when(Heartbeat(agent="ann"), at=29.9)
         story.then_nothing().replied(last_active=START, position=story.log[-1].position)
 
-    def test_is_recorded_once_it_moves_the_last_sign_of_life_by_half_a_minute(self) -> None:
-        story = an_active_ann()
+    def test_is_recorded_half_a_minute_after_the_last_sign_of_life(self) -> None:
+        story = active_ann()
         story.when(Heartbeat(agent="ann"), at=30).then(AgentHeartbeatRecorded(agent="ann"))
         assert story.row(AGENTS, "ann").last_active == moment(30)
 
-    def test_keeps_an_agent_active_however_short_the_patience_with_it(self) -> None:
+    def test_keeps_an_agent_active_however_short_the_idle_limit_is(self) -> None:
         story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(idle_after_minutes=0.05))
         for second in range(1, 20):
             story.when(Heartbeat(agent="ann"), at=second).meanwhile()
         assert story.row(AGENTS, "ann").status == "active"
 
-    def test_is_recorded_four_times_in_a_silence_that_is_short(self) -> None:
+    def test_is_recorded_four_times_within_a_short_idle_limit(self) -> None:
         story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(idle_after_minutes=1))
         story.when(Heartbeat(agent="ann"), at=14.9).then_nothing()
         story.when(Heartbeat(agent="ann"), at=15).then(AgentHeartbeatRecorded(agent="ann"))
 
-    def test_in_the_same_status_is_activity_too(self) -> None:
+    def test_is_activity_even_if_the_status_is_unchanged(self) -> None:
         story = given(ANN).when(Heartbeat(agent="ann", status="idle"), at=40)
         story.then(AgentHeartbeatRecorded(agent="ann"))
 
 
 class TestGoingQuiet:
-    def test_an_active_agent_is_idle_after_ten_minutes(self) -> None:
-        story = an_active_ann()
+    def test_active_agent_is_idle_after_ten_minutes(self) -> None:
+        story = active_ann()
         story.when(PassTime(), at=10 * MINUTE - 1).meanwhile()
-        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
 
-    def test_an_idle_agent_is_offline_after_sixty_minutes_without_activity(self) -> None:
-        story = an_active_ann().given(PassTime(), at=10 * MINUTE)
+    def test_idle_agent_is_offline_after_sixty_minutes_without_activity(self) -> None:
+        story = active_ann().given(PassTime(), at=10 * MINUTE)
         story.when(PassTime(), at=HOUR - 1).meanwhile()
-        story.when(PassTime(), at=HOUR).meanwhile(ann_turns("idle", "offline", "inactivity"))
+        story.when(PassTime(), at=HOUR).meanwhile(ann_changed("idle", "offline", "inactivity"))
         story.when(PassTime(), at=48 * HOUR)
         assert "agent_status_changed" not in {recorded.type for recorded in story.recorded}
 
-    def test_an_active_agent_that_nobody_looked_at_for_an_hour_goes_offline_at_once(self) -> None:
-        an_active_ann().when(PassTime(), at=HOUR).meanwhile(ann_turns("active", "offline", "inactivity"))
+    def test_active_agent_goes_offline_at_once_when_no_check_ran_for_an_hour(self) -> None:
+        active_ann().when(PassTime(), at=HOUR).meanwhile(ann_changed("active", "offline", "inactivity"))
 
-    def test_is_never_itself_activity(self) -> None:
-        story = an_active_ann().given(PassTime(), at=10 * MINUTE).given(PassTime(), at=HOUR)
+    def test_going_quiet_is_no_activity(self) -> None:
+        story = active_ann().given(PassTime(), at=10 * MINUTE).given(PassTime(), at=HOUR)
         ann = story.row(AGENTS, "ann")
         assert (ann.status, ann.last_active) == ("offline", START)
 
-    def test_is_ended_by_any_act(self) -> None:
-        story = an_active_ann().given(PassTime(), at=HOUR)
+    def test_offline_agent_becomes_active_when_it_acts(self) -> None:
+        story = active_ann().given(PassTime(), at=HOUR)
         story.when(RecordUsage(agent="ann", tokens=0), at=HOUR + 1)
         assert story.recorded[0].type == "agent_status_changed"
         ann = story.row(AGENTS, "ann")
         assert (ann.status, ann.last_active) == ("active", moment(HOUR + 1))
 
-    def test_names_what_was_last_heard_as_its_cause(self) -> None:
-        story = an_active_ann()
+    def test_cause_is_the_last_sign_of_life(self) -> None:
+        story = active_ann()
         heartbeat = story.log[-1].position
         story.when(PassTime(), at=HOUR)
         assert story.caused_by(AgentStatusChanged) == heartbeat
 
-    def test_does_not_befall_an_agent_at_work(self) -> None:
-        an_active_ann().given(ANN_STARTS).when(PassTime(), at=1.9 * HOUR).meanwhile()
+    def test_agent_with_an_operation_in_progress_stays_active(self) -> None:
+        active_ann().given(ANN_STARTS).when(PassTime(), at=1.9 * HOUR).meanwhile()
 
-    def test_follows_the_expiry_of_the_work_at_once(self) -> None:
-        story = an_active_ann().given(ANN_STARTS)
+    def test_agent_goes_offline_as_soon_as_its_long_operation_expires(self) -> None:
+        story = active_ann().given(ANN_STARTS)
         operation = story.id
         story.when(PassTime(), at=2 * HOUR).meanwhile(
             OperationExpired(operation_id=operation, agent="ann"),
-            ann_turns("active", "offline", "inactivity"),
+            ann_changed("active", "offline", "inactivity"),
         )
         assert story.caused_by(AgentStatusChanged) == story.position_of(OperationExpired)
         assert story.row(AGENTS, "ann").operations == 0
 
-    def test_counts_from_the_end_of_the_work(self) -> None:
-        story = an_active_ann().given(ANN_STARTS)
+    def test_idle_limit_counts_from_the_end_of_an_operation(self) -> None:
+        story = active_ann().given(ANN_STARTS)
         story.given(FinishOperation(operation_id=story.id, outcome="succeeded"), at=HOUR)
         story.when(PassTime(), at=HOUR + 10 * MINUTE - 1).meanwhile()
-        story.when(PassTime(), at=HOUR + 10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+        story.when(PassTime(), at=HOUR + 10 * MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
 
-    def test_is_not_put_off_by_a_reservation_that_ran_out(self) -> None:
-        story = an_active_ann().given(ReserveTokens(agent="ann", tokens=10, ttl_seconds=9 * MINUTE))
+    def test_expiry_of_a_reservation_is_no_activity(self) -> None:
+        story = active_ann().given(ReserveTokens(agent="ann", tokens=10, ttl_seconds=9 * MINUTE))
         story.when(PassTime(), at=9 * MINUTE)
         assert [recorded.type for recorded in story.recorded] == [TokensReleased.type]
-        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
 
-    def test_does_not_befall_who_went_offline_or_to_work_in_the_batch_before_which_is_on_its_way(
+    def test_changes_by_the_batch_in_flight_are_respected(
         self,
     ) -> None:
-        story = an_active_ann().given(RegisterAgent(name="bob", role="agent"))
+        story = active_ann().given(RegisterAgent(name="bob", role="agent"))
         before = Draft(story.squad)
         for name, change in (("ann", {"operations": 1}), ("bob", {"status": "offline"})):
             before.layers[AGENTS].put(name, story.row(AGENTS, name).replaced(**change))
         assert list(inactive_agents(Draft(story.squad), moment(2 * HOUR)))
         assert not list(inactive_agents(Draft(before), moment(2 * HOUR)))
 
-    def test_keeps_to_the_policy(self) -> None:
-        patient = SetPolicy(idle_after_minutes=1, offline_after_minutes=2)
-        story = given(ANN, Heartbeat(agent="ann"), policy=patient)
-        story.when(PassTime(), at=MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
-        story.when(PassTime(), at=2 * MINUTE).meanwhile(ann_turns("idle", "offline", "inactivity"))
+    def test_limits_come_from_the_policy(self) -> None:
+        policy = SetPolicy(idle_after_minutes=1, offline_after_minutes=2)
+        story = given(ANN, Heartbeat(agent="ann"), policy=policy)
+        story.when(PassTime(), at=MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
+        story.when(PassTime(), at=2 * MINUTE).meanwhile(ann_changed("idle", "offline", "inactivity"))
 
-    def test_makes_offline_in_time_who_would_be_idle_only_later(self) -> None:
+    def test_agent_goes_offline_in_time_when_the_offline_limit_is_the_shorter_one(self) -> None:
         story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(offline_after_minutes=5))
         story.when(PassTime(), at=5 * MINUTE - 1).meanwhile()
-        story.when(PassTime(), at=5 * MINUTE).meanwhile(ann_turns("active", "offline", "inactivity"))
+        story.when(PassTime(), at=5 * MINUTE).meanwhile(ann_changed("active", "offline", "inactivity"))
 
-    def test_does_not_befall_who_gives_signs_of_life_however_soon_it_would(self) -> None:
+    def test_heartbeats_keep_an_agent_online_however_short_the_limit_is(self) -> None:
         story = given(ANN, policy=SetPolicy(offline_after_minutes=0.3))
         for seconds in range(0, 60, 5):
             story.when(Heartbeat(agent="ann", status="idle"), at=seconds).meanwhile()
 
 
 class TestWorking:
-    def test_turns_an_idle_agent_active_and_says_why(self) -> None:
+    def test_makes_an_idle_agent_active_and_records_why(self) -> None:
         story = given(ANN).when(ANN_STARTS, at=1)
         started = OperationStarted(
             operation_id=FRESH,
@@ -255,10 +259,10 @@ class TestWorking:
             blocks_until=moment(31),
             expires_at=moment(1 + 2 * HOUR),
         )
-        story.then(ann_turns("idle", "active", "operation_started"), started)
+        story.then(ann_changed("idle", "active", "operation_started"), started)
         assert story.caused_by(AgentStatusChanged) == story.position_of(AgentRegistered)
 
-    def test_counts_the_operations_under_way(self) -> None:
+    def test_counts_the_operations_in_progress(self) -> None:
         story = given(ANN_STARTS)
         first = story.id
         story.given(ANN_STARTS.model_copy(update={"resources": {"emailId": "e-2"}}))
@@ -269,7 +273,7 @@ class TestWorking:
 
 
 @pytest.mark.parametrize(
-    "act",
+    "action",
     [
         Heartbeat(agent="ann"),
         SendMessage(from_agent="ann", message="hello"),
@@ -278,21 +282,21 @@ class TestWorking:
         RecordUsage(agent="ann", tokens=1),
         ReserveTokens(agent="ann", tokens=10**9),
     ],
-    ids=lambda act: type(act).__name__,
+    ids=lambda action: type(action).__name__,
 )
-def test_any_act_of_an_agent_is_activity(act: AnyCommand) -> None:
-    story = an_active_ann().when(act, at=100)
+def test_every_action_of_an_agent_is_activity(action: AnyCommand) -> None:
+    story = active_ann().when(action, at=100)
     assert story.row(AGENTS, "ann").last_active == START + timedelta(seconds=100)
 
 
-def test_acknowledging_is_activity_and_being_written_to_is_not() -> None:
-    story = an_active_ann().given(SendMessage(from_agent="bob", to_agent="ann", message="hello"), at=50)
+def test_acknowledging_a_message_is_activity_and_receiving_one_is_not() -> None:
+    story = active_ann().given(SendMessage(from_agent="bob", to_agent="ann", message="hello"), at=50)
     assert story.row(AGENTS, "ann").last_active == START
     story.when(AcknowledgeMessage(message_id=story.id, agent="ann"), at=60)
     assert story.row(AGENTS, "ann").last_active == moment(60)
 
 
-def test_being_refused_is_activity_of_whoever_asked() -> None:
+def test_refused_claim_is_activity_of_the_agent_that_made_it() -> None:
     story = given(ANN_STARTS).given(Heartbeat(agent="ann", status="idle"))
     claim = StartOperation(agent="bob", action="answer", resources={"emailId": "e-1"})
     story.when(claim, at=20)
@@ -301,6 +305,6 @@ def test_being_refused_is_activity_of_whoever_asked() -> None:
     assert story.row(AGENTS, "ann").last_active == START
 
 
-def test_events_of_an_agent_are_one_stream() -> None:
-    changed: AnyEvent = ann_turns("idle", "active", "heartbeat")
+def test_events_of_an_agent_are_in_its_stream() -> None:
+    changed: AnyEvent = ann_changed("idle", "active", "heartbeat")
     assert changed.stream == "agent-ann"

@@ -1,3 +1,5 @@
+"""Decisions about the token budget: reservations, usage, warnings, the policy, and the budget day."""
+
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
@@ -43,7 +45,7 @@ MIDNIGHT = 12 * 3600
 
 
 def a_squad(total: int = 1000, **policy: Any) -> Story:
-    """Two agents at work, with a budget."""
+    """A squad with a budget and two active agents."""
     story = given(policy=SetPolicy(daily_tokens=total, **policy))
     for name in ("ann", "bob"):
         story.given(RegisterAgent(name=name, role="agent"), Heartbeat(agent=name))
@@ -88,10 +90,10 @@ def denied(tokens: int, left: int, reason: DenialReason = "budget_exhausted") ->
     return TokensDenied(day=TODAY, agent="ann", tokens=tokens, reason=reason, remaining=left)
 
 
-def crossed(percent: int, of_used: int, total: int = 1000) -> BudgetThresholdCrossed:
+def crossed(percent: int, used_in_total: int, total: int = 1000) -> BudgetThresholdCrossed:
     level = {50: "info", 75: "warning", 90: "critical"}[percent]
     return convert(
-        {"day": TODAY, "percent": percent, "level": level, "used": of_used, "total": total},
+        {"day": TODAY, "percent": percent, "level": level, "used": used_in_total, "total": total},
         BudgetThresholdCrossed,
     )
 
@@ -107,7 +109,7 @@ class TestReserving:
         assert (day(story).used, day(story).reserved, remaining(day(story))) == (0, 400, 600)
         assert story.row(BUDGETS, (TODAY, "ann")).reserved == 400
 
-    def test_holds_as_long_as_it_asks_for(self) -> None:
+    def test_lasts_as_long_as_requested(self) -> None:
         a_squad().when(reserve(1, ttl=7)).then(reserved(1, until=7))
 
     def test_may_take_the_very_last_token(self) -> None:
@@ -116,7 +118,7 @@ class TestReserving:
     @pytest.mark.parametrize(
         ("limit", "of_others", "left"), [(200, 0, 200), (200, 900, 100), (2000, 0, 1000)]
     )
-    def test_and_what_ends_it_tell_what_the_agent_may_still_take(
+    def test_every_reply_states_what_the_agent_may_still_use(
         self, limit: int, of_others: int, left: int
     ) -> None:
         story = a_squad(agent_limits={"ann": limit}).given(use(of_others, "bob"))
@@ -128,14 +130,14 @@ class TestReserving:
         story.when(reserve(40)).replied(remaining=left - 70)
         story.when(ReleaseReservation(reservation_id=story.id)).replied(remaining=left - 30)
 
-    def test_of_more_than_remains_is_refused(self) -> None:
+    def test_is_refused_beyond_what_remains(self) -> None:
         story = a_squad().given(reserve(600, "bob"), use(300, "bob"))
         story.when(reserve(101)).then_refused("budget_exhausted", denied(101, 100))
         assert story.refusal.extra == {"remaining": 100, "resets_at": datetime(2026, 3, 3, tzinfo=UTC)}
         assert story.refusal.retry_after_seconds == MIDNIGHT
         assert "100 remain" in story.refusal.detail
 
-    def test_that_was_refused_names_what_last_changed_the_day(self) -> None:
+    def test_refusal_is_caused_by_the_last_change_of_the_day(self) -> None:
         story = a_squad().given(use(1000, "bob"))
         position = day(story).position
         story.when(reserve(1))
@@ -147,7 +149,7 @@ class TestReserving:
         assert "'ann' may use 200 tokens today and has 50 left" in story.refusal.detail
         story.when(reserve(50)).then(reserved(50))
 
-    def test_is_refused_beyond_it_also_once_the_last_of_yesterday_is_settled(self) -> None:
+    def test_agents_limit_still_holds_after_the_last_settlement_of_yesterday(self) -> None:
         story = a_squad(agent_limits={"ann": 100}).given(reserve(400, "bob", ttl=600), at=MIDNIGHT - 60)
         reservation = story.id
         story.given(use(60), at=MIDNIGHT + 1).given(settle(reservation, 400))
@@ -156,44 +158,44 @@ class TestReserving:
         assert story.refusal.code == "agent_limit_reached"
         assert story.row(BUDGETS, (TOMORROW, "ann")).used == 60
 
-    def test_is_not_bound_by_the_limit_of_another(self) -> None:
+    def test_is_not_bound_by_the_limit_of_another_agent(self) -> None:
         a_squad(agent_limits={"bob": 200}).when(reserve(1000)).then(reserved(1000))
 
-    def test_of_an_agent_without_use_that_is_refused_names_the_policy(self) -> None:
+    def test_refusal_is_caused_by_the_policy_when_the_agent_used_nothing(self) -> None:
         story = a_squad(agent_limits={"ann": 0})
         story.when(reserve(1)).then_refused("agent_limit_reached", denied(1, 0, "agent_limit_reached"))
         assert story.caused_by(TokensDenied) == story.position_of(PolicySet)
 
-    def test_blames_the_budget_where_both_are_exhausted(self) -> None:
+    def test_refusal_names_the_budget_when_both_are_exhausted(self) -> None:
         story = a_squad(total=100, agent_limits={"ann": 100}).given(use(100))
         story.when(reserve(1)).then_refused("budget_exhausted", denied(1, 0))
 
-    def test_in_one_batch_sees_what_those_before_it_took(self) -> None:
+    def test_sees_earlier_reservations_of_the_same_batch(self) -> None:
         story = a_squad(total=1000).when(*[reserve(300)] * 5)
         story.then_recorded(reserved(300), reserved(300), reserved(300), denied(300, 100), denied(300, 100))
 
-    def test_never_reaches_into_a_budget_that_is_overspent(self) -> None:
+    def test_is_refused_when_the_budget_is_overspent(self) -> None:
         story = a_squad().given(use(1500, "bob"))
         story.when(reserve(1)).then_refused("budget_exhausted", denied(1, -500))
         assert "0 remain" in story.refusal.detail
 
-    def test_never_reaches_into_a_limit_that_is_overspent(self) -> None:
+    def test_is_refused_when_the_agents_limit_is_overspent(self) -> None:
         story = a_squad(agent_limits={"ann": 200}).given(use(250))
         story.when(reserve(1)).then_refused("agent_limit_reached", denied(1, -50, "agent_limit_reached"))
         assert "has 0 left" in story.refusal.detail
 
-    def test_before_there_are_rules_fails_and_says_why(self) -> None:
+    def test_fails_with_a_reason_before_the_first_policy(self) -> None:
         [failed] = Story().when(reserve(1)).outcomes
         assert isinstance(failed, CommandFailed)
         assert str(failed) == "no budget day has begun"
 
-    def test_warns_of_nothing(self) -> None:
-        """Only what was used counts towards a warning."""
+    def test_crosses_no_threshold(self) -> None:
+        """Only used tokens count towards a warning."""
         a_squad().when(reserve(1000)).then(reserved(1000))
 
 
 class TestSettling:
-    def test_turns_what_was_reserved_into_what_was_used(self) -> None:
+    def test_turns_reserved_tokens_into_used_ones(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.when(settle(reservation, 250), at=20)
@@ -202,12 +204,12 @@ class TestSettling:
         assert (day(story).used, day(story).reserved) == (250, 0)
         assert story.squad.rows(RESERVATIONS).get(reservation) is None
 
-    def test_may_have_used_nothing(self) -> None:
+    def test_may_report_that_nothing_was_used(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.when(settle(reservation, 0)).then(settled(reservation, 400, 0)).replied(remaining=1000)
 
-    def test_may_have_used_more_than_was_reserved(self) -> None:
+    def test_may_report_more_than_was_reserved(self) -> None:
         story = a_squad().given(reserve(400), reserve(600, "bob"))
         reservation = next(row.id for row in story.squad.all(RESERVATIONS) if row.agent == "ann")
         story.when(settle(reservation, 450)).then(settled(reservation, 400, 450)).replied(remaining=-50)
@@ -236,10 +238,10 @@ class TestSettling:
         story.given(ReleaseReservation(reservation_id=story.id)).when(command)
         story.then_refused("reservation_ended")
 
-    def test_of_an_unknown_reservation_is_refused(self) -> None:
+    def test_is_refused_for_an_unknown_reservation(self) -> None:
         a_squad().when(settle(UNKNOWN_ID, 10)).then_refused("reservation_not_found")
 
-    def test_of_a_reservation_of_yesterday_counts_on_yesterday(self) -> None:
+    def test_yesterdays_reservation_counts_towards_yesterday(self) -> None:
         story = a_squad().given(reserve(400, ttl=600), at=MIDNIGHT - 60)
         reservation = story.id
         story.given(use(30, "bob"), at=MIDNIGHT + 1)
@@ -251,7 +253,7 @@ class TestSettling:
 
 
 class TestReleasing:
-    def test_gives_everything_back(self) -> None:
+    def test_returns_all_tokens(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.when(ReleaseReservation(reservation_id=reservation))
@@ -269,7 +271,7 @@ class TestReleasing:
         command = ReleaseReservation(reservation_id=story.id)
         story.given(settle(story.id, 1)).when(command).then_refused("reservation_ended")
 
-    def test_of_a_reservation_of_yesterday_leaves_today_alone(self) -> None:
+    def test_yesterdays_reservation_leaves_today_unchanged(self) -> None:
         story = a_squad().given(reserve(400, ttl=600), at=MIDNIGHT - 60)
         reservation = story.id
         story.when(ReleaseReservation(reservation_id=reservation), at=MIDNIGHT + 1)
@@ -277,7 +279,7 @@ class TestReleasing:
 
 
 class TestExpiry:
-    def test_gives_a_forgotten_reservation_back(self) -> None:
+    def test_releases_a_reservation_that_was_not_settled(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.when(PassTime(), at=299.9).meanwhile()
@@ -285,20 +287,20 @@ class TestExpiry:
         assert story.caused_by(TokensReleased) == story.position_of(TokensReserved)
         assert (day(story).reserved, remaining(day(story))) == (0, 1000)
 
-    def test_leaves_another_alone_whose_time_has_not_come(self) -> None:
+    def test_releases_only_expired_reservations(self) -> None:
         story = a_squad().given(reserve(400, ttl=60))
         reservation = story.id
         story.given(reserve(100, ttl=90))
         story.when(PassTime(), at=60).meanwhile(released(reservation, 400, "expired"))
         assert day(story).reserved == 100
 
-    def test_is_judged_by_the_clock_even_before_it_is_recorded(self) -> None:
+    def test_takes_effect_before_it_is_recorded(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.given(PassTime(), at=299.9)
         story.when(settle(reservation, 1), at=300).meanwhile().then_refused("reservation_expired")
 
-    def test_refuses_to_settle_afterwards_and_says_what_to_do(self) -> None:
+    def test_settling_is_refused_afterwards_with_advice(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.given(PassTime(), at=300).when(settle(reservation, 1), at=301)
@@ -306,18 +308,18 @@ class TestExpiry:
         assert story.refusal.extra == {"expired_at": moment(300)}
         assert "/api/v1/budget/usage" in story.refusal.detail
 
-    def test_refuses_to_release_afterwards(self) -> None:
+    def test_releasing_is_refused_afterwards(self) -> None:
         story = a_squad().given(reserve(400))
         command = ReleaseReservation(reservation_id=story.id)
         story.when(command, at=301).then_refused("reservation_expired")
 
-    def test_makes_room_in_the_same_batch(self) -> None:
+    def test_frees_tokens_for_the_same_batch(self) -> None:
         story = a_squad().given(reserve(1000))
         reservation = story.id
         story.when(reserve(1000), at=300)
         story.meanwhile(released(reservation, 1000, "expired")).then(reserved(1000, until=600))
 
-    def test_of_a_reservation_of_yesterday_is_yesterdays(self) -> None:
+    def test_yesterdays_reservation_leaves_today_unchanged(self) -> None:
         story = a_squad().given(reserve(400, ttl=600), at=MIDNIGHT - 60)
         reservation = story.id
         story.given(use(1), at=MIDNIGHT + 1)
@@ -325,12 +327,12 @@ class TestExpiry:
         assert day(story, TOMORROW).reserved == 0
 
 
-class TestUsing:
+class TestUsage:
     def test_is_recorded(self) -> None:
         story = a_squad().when(use(30)).then(used(30)).replied(tokens=30, remaining=970)
         assert story.row(BUDGETS, (TODAY, "ann")).used == 30
 
-    def test_keeps_what_it_was_told(self) -> None:
+    def test_keeps_all_details(self) -> None:
         command = RecordUsage(
             agent="ann",
             input_tokens=20,
@@ -352,12 +354,12 @@ class TestUsing:
             )
         )
 
-    def test_beyond_the_budget_and_the_agents_limit_is_a_fact(self) -> None:
+    def test_is_recorded_even_beyond_the_budget_and_the_agents_limit(self) -> None:
         story = a_squad(agent_limits={"ann": 10}).when(use(1500))
         story.then(used(1500), crossed(50, 1500), crossed(75, 1500), crossed(90, 1500))
         story.replied(remaining=-1490)
 
-    def test_takes_what_others_had_reserved(self) -> None:
+    def test_may_use_tokens_that_others_have_reserved(self) -> None:
         story = a_squad().given(reserve(600, "bob")).when(use(700))
         assert remaining(day(story)) == -300
 
@@ -371,23 +373,23 @@ class TestWarnings:
         story.when(use(150)).then(used(150), crossed(90, 900))
         story.when(use(100)).then(used(100))
 
-    def test_come_all_three_in_one_jump(self) -> None:
+    def test_come_for_all_thresholds_that_one_usage_crosses(self) -> None:
         story = a_squad().when(use(900))
         story.then(used(900), crossed(50, 900), crossed(75, 900), crossed(90, 900))
         assert story.caused_by(BudgetThresholdCrossed) == story.position_of(TokensUsed)
 
-    def test_come_in_their_order_whichever_the_rules_name_first(self) -> None:
-        """As in a log that was imported."""
+    def test_come_in_ascending_order_whatever_the_order_in_the_policy(self) -> None:
+        """As in an imported log."""
         story = a_squad()
-        rules = codec.decode(next(item for item in story.log if item.type == PolicySet.type))
-        assert isinstance(rules, PolicySet)
-        story.given(structs.replace(rules, warning_percents=[90, 50, 75])).when(use(900))
+        policy = codec.decode(next(item for item in story.log if item.type == PolicySet.type))
+        assert isinstance(policy, PolicySet)
+        story.given(structs.replace(policy, warning_percents=[90, 50, 75])).when(use(900))
         story.then(used(900), crossed(50, 900), crossed(75, 900), crossed(90, 900))
 
     def test_come_once_a_day(self) -> None:
         a_squad().given(use(600)).when(use(100)).then(used(100))
 
-    def test_in_one_batch_come_once(self) -> None:
+    def test_come_once_per_batch(self) -> None:
         story = a_squad().when(use(500), use(1))
         story.then(used(500), crossed(50, 500), used(1))
 
@@ -396,7 +398,7 @@ class TestWarnings:
         story.when(use(4400)).then(used(4400))
         story.when(use(2500)).then(used(2500), crossed(75, 7500, 10_000))
 
-    def test_come_when_the_budget_is_lowered_below_them(self) -> None:
+    def test_come_when_the_budget_is_lowered_far_enough(self) -> None:
         story = a_squad().given(use(400))
         story.when(SetBudget(daily_tokens=500))
         assert story.recorded[0].type == "policy_set"
@@ -407,7 +409,7 @@ class TestWarnings:
         story = a_squad().given(use(600)).when(use(500), at=MIDNIGHT)
         assert [recorded.type for recorded in story.recorded][-1] == "budget_threshold_crossed"
 
-    def test_of_a_budget_of_nothing_come_with_the_first_token(self) -> None:
+    def test_come_with_the_first_token_when_the_budget_is_zero(self) -> None:
         story = a_squad(total=0).when(use(0)).then(used(0))
         story.when(use(1)).then(used(1), crossed(50, 1, 0), crossed(75, 1, 0), crossed(90, 1, 0))
 
@@ -418,7 +420,7 @@ class TestSettingTheBudget:
         assert isinstance(event, PolicySet)
         return event
 
-    def test_changes_today(self) -> None:
+    def test_takes_effect_today(self) -> None:
         story = a_squad().given(use(100)).when(SetBudget(daily_tokens=5000))
         assert (self.policy_set(story).daily_tokens, self.policy_set(story).day) == (5000, TODAY)
         assert (day(story).total, remaining(day(story))) == (5000, 4900)
@@ -429,7 +431,7 @@ class TestSettingTheBudget:
         story.when(SetBudget(agent_limits={"ann": 20})).replied(daily_tokens=1000, agent_limits={"ann": 20})
         assert story.squad.policy.agent_limits == {"ann": 20}
 
-    def test_to_what_it_is_changes_nothing(self) -> None:
+    def test_same_values_change_nothing(self) -> None:
         story = a_squad(agent_limits={"ann": 10})
         story.when(SetBudget(daily_tokens=1000, agent_limits={"ann": 10})).then_nothing()
         story.replied(position=story.position_of(PolicySet))
@@ -442,14 +444,14 @@ class TestSettingTheBudget:
             SetPolicy(daily_tokens=1000, timezone=None),
         ],
     )
-    def test_leaves_alone_what_is_named_without_a_value(self, command: SetBudget | SetPolicy) -> None:
+    def test_leaves_fields_unchanged_that_are_null(self, command: SetBudget | SetPolicy) -> None:
         a_squad(agent_limits={"ann": 10}).when(command).then_nothing()
 
-    def test_below_what_is_used_grants_nothing_more(self) -> None:
+    def test_budget_below_the_usage_refuses_further_reservations(self) -> None:
         story = a_squad().given(use(400), SetBudget(daily_tokens=300))
         story.when(reserve(1)).then_refused("budget_exhausted", denied(1, -100))
 
-    def test_tells_the_whole_policy_each_time(self) -> None:
+    def test_records_the_whole_policy(self) -> None:
         story = a_squad(timezone="Europe/Berlin", reset_hour=6).when(SetBudget(daily_tokens=7))
         assert self.policy_set(story) == PolicySet(
             daily_tokens=7,
@@ -489,7 +491,7 @@ class TestDayReset:
     def reset(self, story: Story) -> BudgetDayReset:
         return next(event for event in story.clock_events if isinstance(event, BudgetDayReset))
 
-    def test_closes_the_day_before_and_says_what_it_used(self) -> None:
+    def test_closes_the_previous_day_and_records_its_usage(self) -> None:
         story = a_squad().given(use(300), use(40, "bob"), reserve(100, "bob", ttl=86_400))
         story.when(PassTime(), at=MIDNIGHT)
         assert self.reset(story) == BudgetDayReset(
@@ -505,15 +507,15 @@ class TestDayReset:
         assert day(story).closed_at == moment(MIDNIGHT)
         assert (day(story, TOMORROW).used, day(story, TOMORROW).reserved) == (0, 0)
 
-    def test_comes_before_the_first_command_of_the_day_however_soon_that_is(self) -> None:
+    def test_precedes_the_first_command_of_the_day(self) -> None:
         story = a_squad().given(use(0), at=MIDNIGHT - 0.01)
         story.when(use(5), at=MIDNIGHT).then(used(5, day=TOMORROW))
         assert self.reset(story).day == TOMORROW
 
-    def test_comes_once(self) -> None:
+    def test_happens_once(self) -> None:
         a_squad().given(PassTime(), at=MIDNIGHT).when(PassTime(), at=MIDNIGHT + 1).meanwhile()
 
-    def test_after_days_without_anybody_begins_the_day_that_it_is(self) -> None:
+    def test_begins_the_current_day_after_days_without_activity(self) -> None:
         story = a_squad().when(PassTime(), at=MIDNIGHT + 5 * 86_400)
         assert (self.reset(story).previous_day, self.reset(story).day) == (TODAY, date(2026, 3, 8))
 
@@ -521,7 +523,7 @@ class TestDayReset:
         story = a_squad().given(SetBudget(daily_tokens=77)).when(PassTime(), at=MIDNIGHT)
         assert day(story, TOMORROW).total == 77
 
-    def test_forgets_a_day_that_nothing_is_reserved_of(self) -> None:
+    def test_drops_a_past_day_without_reservations_from_memory(self) -> None:
         story = a_squad().given(use(300)).when(PassTime(), at=MIDNIGHT)
         assert [row.day for row in story.squad.all(BUDGET_DAYS)] == [TOMORROW]
         assert list(story.squad.all(BUDGETS)) == []
@@ -532,7 +534,7 @@ class TestDayReset:
 
 
 class TestMovingTheDay:
-    """The reset hour or the time zone is changed, so that another day has begun or this one ends later."""
+    """A changed reset hour or time zone, so that another day has begun or the current one ends later."""
 
     def test_eastward_into_tomorrow_begins_tomorrow(self) -> None:
         story = a_squad().given(use(300))
@@ -543,7 +545,7 @@ class TestMovingTheDay:
         assert (reset.day, reset.previous_day, reset.previous_used) == (TOMORROW, TODAY, 300)
         assert story.caused_by(BudgetDayReset) == story.position_of(PolicySet)
 
-    def test_leaves_the_total_of_the_day_that_ends_with_it_as_it_was(self) -> None:
+    def test_keeps_the_total_of_the_day_that_it_ends(self) -> None:
         story = a_squad().given(reserve(1, ttl=3600))
         story.when(SetPolicy(timezone="Pacific/Auckland", daily_tokens=5), at=1)
         policy_set, reset = story.events
@@ -552,12 +554,12 @@ class TestMovingTheDay:
         assert (policy_set.day, reset.previous_total, reset.total) == (None, 1000, 5)
         assert (day(story).total, day(story, TOMORROW).total) == (1000, 5)
 
-    def test_westward_into_yesterday_stays_in_today_until_that_ends_there_too(self) -> None:
+    def test_westward_into_yesterday_keeps_today_until_it_ends_there_too(self) -> None:
         story = a_squad().given(use(300))
         story.when(SetPolicy(timezone="Pacific/Honolulu"), at=60)
         assert (day(story).used, day(story).ends_at) == (300, datetime(2026, 3, 3, 10, tzinfo=UTC))
 
-    def test_westward_after_midnight_never_goes_back_to_a_day_that_is_spent(self) -> None:
+    def test_westward_after_midnight_never_returns_to_a_past_day(self) -> None:
         story = a_squad().given(use(300)).given(use(20), at=MIDNIGHT + 60)
         story.when(SetPolicy(timezone="America/New_York"), at=MIDNIGHT + 120)
         today = day(story, TOMORROW)
@@ -569,19 +571,19 @@ class TestMovingTheDay:
         story.when(use(1), at=MIDNIGHT + 29 * 3600)
         assert day(story, date(2026, 3, 4)).used == 1
 
-    def test_within_the_same_day_still_warns_where_the_budget_is_lowered_too(self) -> None:
+    def test_within_the_same_day_still_warns_when_the_budget_is_lowered_too(self) -> None:
         story = a_squad().given(use(400))
         story.when(SetPolicy(reset_hour=6, daily_tokens=500))
         assert story.events[2:] == [crossed(50, 400, 500), crossed(75, 400, 500)]
         assert day(story).warned_percent == 75
 
-    def test_within_the_same_day_keeps_its_use_its_reservations_and_its_warnings(self) -> None:
+    def test_within_the_same_day_keeps_usage_reservations_and_warnings(self) -> None:
         story = a_squad().given(use(600), reserve(100)).given(SetPolicy(reset_hour=6))
         today = day(story)
         assert (today.used, today.reserved, today.warned_percent) == (600, 100, 50)
         assert today.starts_at == datetime(2026, 3, 2, 6, tzinfo=UTC)
 
-    def test_to_a_later_hour_makes_this_day_longer(self) -> None:
+    def test_to_a_later_hour_lengthens_the_current_day(self) -> None:
         story = a_squad().given(use(300)).when(SetPolicy(reset_hour=13), at=60)
         assert (day(story).day, day(story).used) == (TODAY, 300)
         assert day(story).ends_at == datetime(2026, 3, 3, 13, tzinfo=UTC)
@@ -589,7 +591,7 @@ class TestMovingTheDay:
         assert story.events == []
         assert (day(story).used, day(story).ends_at) == (300, datetime(2026, 3, 3, 13, tzinfo=UTC))
 
-    def test_to_a_later_hour_refuses_until_something_is_really_reset(self) -> None:
+    def test_to_a_later_hour_postpones_the_reset_that_refusals_name(self) -> None:
         story = a_squad().given(use(1000)).given(SetPolicy(reset_hour=13), at=60).when(reserve(1), at=120)
         assert story.refusal.extra["resets_at"] == datetime(2026, 3, 3, 13, tzinfo=UTC)
         assert story.refusal.retry_after_seconds == 25 * 3600 - 120
@@ -597,7 +599,7 @@ class TestMovingTheDay:
         assert story.outcome.refusal is None
 
 
-class TestTheFirstPolicy:
+class TestFirstPolicy:
     def test_begins_the_first_day(self) -> None:
         story = Story().when(SetPolicy(daily_tokens=5))
         policy_set, reset = story.events
@@ -615,7 +617,7 @@ class TestTheFirstPolicy:
         )
         assert [recorded.caused_by for recorded in story.recorded] == [None, 1]
 
-    def test_fills_in_the_seeds_defaults(self) -> None:
+    def test_fills_in_the_defaults(self) -> None:
         policy = Story().when(SetPolicy()).squad.policy
         assert (policy.daily_tokens, policy.conflict_window_seconds, policy.operation_timeout_seconds) == (
             100_000,
