@@ -1,4 +1,4 @@
-"""Stories, each with the position that somebody asks about; `tests/golden/explanations` has the answers."""
+"""Stories, each with the position to be explained; `tests/golden/explanations` has the explanations."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _claims = count(1)
 
 
 class Question(NamedTuple):
-    """A story, and the event that somebody asks about."""
+    """A story, and the position of the event to be explained."""
 
     story: Story
     position: int
@@ -75,13 +75,13 @@ def _about(story: Story, kind: type[Event]) -> Question:
 
 
 def scheduled(command: AnyCommand) -> Request:
-    """A command as the scheduler sends it: what is done for a run bears the run's id."""
+    """A command as the scheduler sends it: the correlation id of what is done for a run is the run's id."""
     correlation = getattr(command, "run_id", None) or f"claim-{next(_claims)}"
     return Request(command, "system:scheduler", correlation)
 
 
 def requested(command: AnyCommand, key: str | None = None, correlation: str = "order-66") -> Request:
-    """A command as it comes over HTTP."""
+    """A command as it is sent over HTTP."""
     actor = f"agent:{command.acting_agent}" if command.acting_agent else "anonymous"
     answer = Answer(201, {"sent": True})
     return Request(command, actor, correlation, key, "print", lambda _: answer)
@@ -104,7 +104,7 @@ def a_claim_in_the_way() -> Question:
     return _about(story, ConflictDetected)
 
 
-def a_claim_in_the_way_that_goes_on() -> Question:
+def a_claim_in_the_way_that_is_still_open() -> Question:
     story = _claimed(emailId="e-1")
     story.when(StartOperation(agent="bob", action="quote", resources={"emailId": "e-1"}), at=10)
     return _about(story, ConflictDetected)
@@ -142,14 +142,14 @@ def a_claim() -> Question:
     return _about(a_claim_in_the_way().story, OperationStarted)
 
 
-def a_claim_with_a_short_life() -> Question:
+def a_claim_with_a_short_ttl() -> Question:
     resources = {"emailId": "e-1"}
     story = given().when(StartOperation(agent="ann", action="answer", resources=resources, ttl_seconds=5))
     story.when(PassTime(), at=6)
     return _about(story, OperationStarted)
 
 
-def a_claim_with_a_short_life_in_the_way() -> Question:
+def a_claim_with_a_short_ttl_in_the_way() -> Question:
     resources = {"emailId": "e-1"}
     story = given().when(StartOperation(agent="ann", action="answer", resources=resources, ttl_seconds=5))
     story.when(StartOperation(agent="bob", action="quote", resources=resources), at=2)
@@ -198,11 +198,11 @@ def tokens_beyond_an_agents_limit() -> Question:
     return _about(story, TokensDenied)
 
 
-def tokens_beyond_a_whole_day() -> Question:
+def tokens_beyond_the_budget_of_a_whole_day() -> Question:
     return _about(given(policy=POOR).when(ReserveTokens(agent="bob", tokens=1_001), at=30), TokensDenied)
 
 
-def tokens_beyond_the_budget_and_any_day_of_the_agent() -> Question:
+def tokens_beyond_the_budget_and_the_agents_daily_limit() -> Question:
     story = given(policy=SetPolicy(daily_tokens=1_000, agent_limits={"bob": 300}))
     story.given(RecordUsage(agent="ann", tokens=800), at=1)
     story.when(ReserveTokens(agent="bob", tokens=301), at=30)
@@ -217,7 +217,7 @@ def tokens_beyond_the_squads_budget_and_an_agents_limit() -> Question:
     return _about(story, TokensDenied)
 
 
-def a_reservation_that_ran_out() -> Question:
+def a_reservation_that_expired() -> Question:
     story = given(policy=POOR).given(ReserveTokens(agent="ann", tokens=300, ttl_seconds=60))
     return _about(story.when(PassTime(), at=61), TokensReleased)
 
@@ -235,7 +235,7 @@ def a_warning() -> Question:
     return _about(story.when(RecordUsage(agent="bob", tokens=200), at=5), BudgetThresholdCrossed)
 
 
-def a_warning_because_the_rules_changed() -> Question:
+def a_warning_because_the_policy_changed() -> Question:
     story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=400))
     return _about(story.when(SetPolicy(daily_tokens=500), at=5), BudgetThresholdCrossed)
 
@@ -247,7 +247,7 @@ def a_new_day() -> Question:
     return _about(story.when(PassTime(), at=86_400), BudgetDayReset)
 
 
-def a_day_that_goes_on_by_other_rules() -> Question:
+def a_day_that_continues_under_another_policy() -> Question:
     story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=400))
     return _about(story.when(SetPolicy(daily_tokens=900, reset_hour=6), at=60), BudgetDayReset)
 
@@ -260,7 +260,7 @@ def a_tick_without_tokens() -> Question:
     return _about(story.when(scheduled(claim()), at=60), RunSkipped)
 
 
-def a_tick_whose_resources_are_taken() -> Question:
+def a_tick_whose_resources_are_claimed() -> Question:
     story = with_job(resources={"mailbox": "sales"})
     story.given(StartOperation(agent="bob", action="sort", resources={"mailbox": "sales"}), at=50)
     operation = story.id
@@ -274,7 +274,7 @@ def a_tick_of_a_paused_job() -> Question:
     return _about(story.when(scheduled(claim()), at=60), RunSkipped)
 
 
-def a_tick_while_all_is_shut_down() -> Question:
+def a_tick_while_the_orchestrator_is_stopped() -> Question:
     story = with_job().given(StopOrchestrator(), at=30)
     return _about(story.when(scheduled(claim()), at=60), RunSkipped)
 
@@ -285,28 +285,28 @@ def a_tick_while_the_job_runs() -> Question:
     return _about(story, RunSkipped)
 
 
-def a_tick_while_another_waits() -> Question:
+def a_tick_while_another_is_buffered() -> Question:
     story = with_job(overlap="buffer_one")
     for tick in (60, 120, 180):
         story.when(scheduled(claim()), at=tick)
     return _about(story, RunSkipped)
 
 
-def a_tick_that_waits() -> Question:
-    return _about(a_tick_while_another_waits().story, TickBuffered)
+def a_buffered_tick() -> Question:
+    return _about(a_tick_while_another_is_buffered().story, TickBuffered)
 
 
-def a_tick_that_nobody_saw() -> Question:
+def a_tick_missed_while_no_process_ran() -> Question:
     return _about(with_job().when(scheduled(claim()), at=125), RunMissed)
 
 
-def a_tick_of_many_that_nobody_saw() -> Question:
-    """Those before it were recorded earlier."""
+def a_later_tick_missed_while_no_process_ran() -> Question:
+    """The ticks missed before it were recorded earlier."""
     story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0).when(scheduled(claim()), at=300)
     return _about(story.when(scheduled(claim()), at=301), RunMissed)
 
 
-def a_tick_that_nobody_claimed() -> Question:
+def a_tick_that_no_process_claimed() -> Question:
     story = with_job().given(RecordUsage(agent="bob", tokens=7), at=100)
     return _about(story.when(scheduled(claim()), at=125), RunMissed)
 
@@ -346,7 +346,7 @@ def a_run_that_no_process_took_up() -> Question:
     return _about(story, RunFinished)
 
 
-def a_run_by_hand() -> Question:
+def a_manual_run() -> Question:
     story = with_job().when(requested(RunJob(name=JOB, runner=RUNNER), "key-1"), at=20)
     return _about(story, RunStarted)
 
@@ -358,8 +358,8 @@ def a_run() -> Question:
     return _about(a_report_of_a_run().story, RunStarted)
 
 
-def a_run_whose_tick_had_waited() -> Question:
-    story = a_tick_while_another_waits().story.when(scheduled(ended(RUN)), at=190)
+def a_run_of_a_buffered_tick() -> Question:
+    story = a_tick_while_another_is_buffered().story.when(scheduled(ended(RUN)), at=190)
     return _about(story.when(scheduled(claim()), at=191), RunStarted)
 
 
@@ -391,7 +391,7 @@ def an_answer() -> Question:
 
 
 def an_agent_that_was_only_called() -> Question:
-    """What others do on its behalf is no sign of its life."""
+    """What others do on its behalf is no sign of life."""
     story = with_job(tokens=10).given(RecordUsage(agent="ann", tokens=5))
     story.when(scheduled(claim()), at=60).when(scheduled(ended(RUN, succeeded=False)), at=63)
     story.when(PassTime(), at=4_000)
@@ -403,7 +403,7 @@ def an_agent_that_fell_silent() -> Question:
     return _about(story.when(PassTime(), at=601), AgentStatusChanged)
 
 
-def rules_that_changed() -> Question:
+def a_policy_that_changed() -> Question:
     story = given().when(
         SetPolicy(daily_tokens=500, agent_limits={"ann": 100}, timezone="Asia/Tokyo"), at=60
     )
@@ -415,7 +415,7 @@ def a_job_that_changed() -> Question:
     return Question(story, len(story.log))
 
 
-def a_shut_down() -> Question:
+def a_shutdown() -> Question:
     story = with_job().when(requested(StopOrchestrator()), at=30).when(scheduled(claim()), at=60)
     return _about(story, OrchestratorStopped)
 
@@ -431,54 +431,54 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     ask.__name__: ask
     for ask in (
         a_claim_in_the_way,
-        a_claim_in_the_way_that_goes_on,
+        a_claim_in_the_way_that_is_still_open,
         a_heartbeat_that_came_too_late,
         a_heartbeat_that_gives_way_to_a_later_claim,
         an_operation_that_expired,
         a_claim,
-        a_claim_with_a_short_life,
-        a_claim_with_a_short_life_in_the_way,
+        a_claim_with_a_short_ttl,
+        a_claim_with_a_short_ttl_in_the_way,
         a_claim_in_the_way_that_was_free_for_a_while,
         a_claim_in_the_way_that_was_free_for_a_while_later,
         tokens_beyond_the_squads_budget,
         tokens_beyond_an_agents_limit,
-        tokens_beyond_a_whole_day,
-        tokens_beyond_the_budget_and_any_day_of_the_agent,
+        tokens_beyond_the_budget_of_a_whole_day,
+        tokens_beyond_the_budget_and_the_agents_daily_limit,
         tokens_beyond_the_squads_budget_and_an_agents_limit,
-        a_reservation_that_ran_out,
+        a_reservation_that_expired,
         a_reservation,
         a_warning,
-        a_warning_because_the_rules_changed,
+        a_warning_because_the_policy_changed,
         a_new_day,
-        a_day_that_goes_on_by_other_rules,
+        a_day_that_continues_under_another_policy,
         a_tick_without_tokens,
-        a_tick_whose_resources_are_taken,
+        a_tick_whose_resources_are_claimed,
         a_tick_of_a_paused_job,
-        a_tick_while_all_is_shut_down,
+        a_tick_while_the_orchestrator_is_stopped,
         a_tick_while_the_job_runs,
-        a_tick_while_another_waits,
-        a_tick_that_waits,
-        a_tick_that_nobody_saw,
-        a_tick_of_many_that_nobody_saw,
-        a_tick_that_nobody_claimed,
+        a_tick_while_another_is_buffered,
+        a_buffered_tick,
+        a_tick_missed_while_no_process_ran,
+        a_later_tick_missed_while_no_process_ran,
+        a_tick_that_no_process_claimed,
         a_tick_of_a_schedule_that_ended,
         a_run_that_was_lost,
         a_run_that_failed,
         a_job_that_paused_itself,
         a_run_that_waits_for_a_process,
         a_run_that_no_process_took_up,
-        a_run_by_hand,
+        a_manual_run,
         a_run,
-        a_run_whose_tick_had_waited,
+        a_run_of_a_buffered_tick,
         a_report_of_a_run,
         a_draft,
         a_message,
         an_answer,
         an_agent_that_was_only_called,
         an_agent_that_fell_silent,
-        rules_that_changed,
+        a_policy_that_changed,
         a_job_that_changed,
-        a_shut_down,
+        a_shutdown,
         an_abandoned_append,
     )
 }
