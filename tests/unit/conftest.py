@@ -1,11 +1,11 @@
-"""Settings of the unit tests' own."""
+"""Settings for the unit tests only."""
 
 import pytest
 from hypothesis import settings
 
-# The assertions inside the harness tell what they compared, as those in tests do.
+# Assertions inside the harness then show what they compared, like those in tests.
 pytest.register_assert_rewrite("tests.unit.support")
 
-# How long one example takes says more about the machine than about the code.
+# The duration of one example says more about the machine than about the code.
 settings.register_profile("unit", deadline=None)
 settings.load_profile("unit")

@@ -1,7 +1,8 @@
-"""One example of every kind of event, chosen by hand; `tests/golden/events` has how they are stored.
+"""One handwritten example of every kind of event; `tests/golden/events` has their stored form.
 
-Between them they hold what is easily stored differently: accents, emoji, characters that JSON escapes and
-some that it need not, floats, moments with and without a fraction of a second, empty objects and lists.
+Together they contain what another encoder might store differently: accents, emoji, characters that JSON
+must escape and some that it need not, floats, times with and without a fraction of a second, empty objects
+and lists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One example of every kind of event about jobs; `tests/golden/events` has how they are stored."""
+"""One example of every kind of event about jobs; `tests/golden/events` has their stored form."""
 
 from __future__ import annotations
 

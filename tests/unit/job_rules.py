@@ -1,4 +1,4 @@
-"""What the log may say of jobs, told from the events alone and in other words than the folds'."""
+"""The invariants of jobs and runs, checked from the events alone and independently of the folds."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 
 class JobRules:
-    """Every tick has one outcome or waits; a run has one holder at a time, and one end."""
+    """Every tick has one outcome or is buffered; a run has one holder at a time, and one end."""
 
     def __init__(self) -> None:
         self.runs: dict[str, tuple[RunStarted, int]] = {}
-        """The runs under way, each with its present attempt."""
-        self._held: dict[str, datetime] = {}
-        """Until when a process holds those that one holds."""
+        """The runs in progress, each with its current attempt."""
+        self._leases: dict[str, datetime] = {}
+        """When the lease of each run that a process holds expires."""
         self._orchestrator_runs = False
         self._jobs: dict[str, JobDefinition] = {}
         self._paused: set[str] = set()
         self._ticking_since: dict[str, datetime] = {}
-        self._waiting: dict[str, datetime] = {}
+        self._buffered: dict[str, datetime] = {}
         self._outcomes: set[tuple[str, datetime]] = set()
 
     def take(self, event: Event, now: datetime) -> None:
-        """Takes the next event.
+        """Check and apply the next event.
 
         Raises:
-            AssertionError: it should never have been written.
+            AssertionError: the event violates an invariant.
         """
         match event:
             case OrchestratorStarted() | OrchestratorStopped():
@@ -58,7 +58,7 @@ class JobRules:
                 assert event.source == "settings"
             case JobRemoved():
                 self._end_schedule(event.job, now)
-                assert event.job not in self._waiting
+                assert event.job not in self._buffered
                 del self._jobs[event.job]
                 self._paused.discard(event.job)
             case JobPaused():
@@ -68,25 +68,25 @@ class JobRules:
                 self._paused.remove(event.job)
             case TickBuffered():
                 assert (event.job, event.tick) not in self._outcomes
-                assert event.job not in self._waiting
+                assert event.job not in self._buffered
                 assert self._runs_of(event.job)
-                self._waiting[event.job] = event.tick
+                self._buffered[event.job] = event.tick
             case RunMissed() | RunSkipped():
                 self._decide(event.job, event.tick, now)
             case RunStarted():
                 self._start(event, now)
             case RunRenewed():
-                # Late as well, as long as no other process has taken it up.
-                assert event.run_id in self._held
-                self._held[event.run_id] = event.lease_expires_at
+                # Even after the lease has expired, as long as no other process has taken the run over.
+                assert event.run_id in self._leases
+                self._leases[event.run_id] = event.lease_expires_at
             case RunAttemptFailed():
                 self._fail(event)
             case RunRetried():
                 self._retry(event, now)
             case RunFinished():
                 start, attempt = self.runs.pop(event.run_id)
-                self._held.pop(event.run_id, None)
-                # An attempt that found the job's resources claimed has failed before anybody held it.
+                self._leases.pop(event.run_id, None)
+                # An attempt that finds the job's resources claimed fails before any process holds the run.
                 assert event.attempts in (attempt, attempt + 1)
                 assert event.attempts <= start.attempts_allowed
                 assert event.attempts == 0 or event.outcome != "missed"
@@ -95,11 +95,11 @@ class JobRules:
                 pass
 
     def check_ticks(self, job: str, until: datetime) -> None:
-        """Every tick of a job up to a moment has its outcome, or waits."""
+        """Check that every tick of a job up to a moment has its outcome, or is buffered."""
         since = self._ticking_since.get(job)
         tick = next_tick(schedule_of(self._jobs[job]), since) if since else None
         while tick and tick <= until:
-            assert (job, tick) in self._outcomes or self._waiting.get(job) == tick
+            assert (job, tick) in self._outcomes or self._buffered.get(job) == tick
             tick = next_tick(schedule_of(self._jobs[job]), tick)
 
     def _define(self, event: JobDefined, now: datetime) -> None:
@@ -112,7 +112,7 @@ class JobRules:
         if wanted.enabled:
             self._ticking_since[event.job] = now
         else:
-            assert event.job not in self._waiting
+            assert event.job not in self._buffered
 
     def _end_schedule(self, job: str, now: datetime) -> None:
         if job in self._jobs:
@@ -123,8 +123,8 @@ class JobRules:
         assert tick <= now
         assert (job, tick) not in self._outcomes
         self._outcomes.add((job, tick))
-        if self._waiting.get(job) == tick:
-            del self._waiting[job]
+        if self._buffered.get(job) == tick:
+            del self._buffered[job]
 
     def _start(self, event: RunStarted, now: datetime) -> None:
         assert self._orchestrator_runs
@@ -137,25 +137,25 @@ class JobRules:
         self.runs[event.run_id] = (event, 1 if event.runner else 0)
         if event.runner:
             assert event.lease_expires_at is not None
-            self._held[event.run_id] = event.lease_expires_at
+            self._leases[event.run_id] = event.lease_expires_at
 
     def _fail(self, event: RunAttemptFailed) -> None:
         start, attempt = self.runs[event.run_id]
         assert event.attempt in (attempt, attempt + 1)
-        assert event.attempt == attempt + 1 or event.run_id in self._held
+        assert event.attempt == attempt + 1 or event.run_id in self._leases
         assert event.attempt < start.attempts_allowed
         self.runs[event.run_id] = (start, event.attempt)
-        self._held.pop(event.run_id, None)
+        self._leases.pop(event.run_id, None)
 
     def _retry(self, event: RunRetried, now: datetime) -> None:
         assert self._orchestrator_runs
         assert event.job in self._jobs
         start, attempt = self.runs[event.run_id]
         assert event.attempt == attempt + 1 <= start.attempts_allowed
-        assert event.lease_ran_out == (event.run_id in self._held)
-        assert not event.lease_ran_out or self._held[event.run_id] <= now
+        assert event.lease_ran_out == (event.run_id in self._leases)
+        assert not event.lease_ran_out or self._leases[event.run_id] <= now
         self.runs[event.run_id] = (start, event.attempt)
-        self._held[event.run_id] = event.lease_expires_at
+        self._leases[event.run_id] = event.lease_expires_at
 
     def _runs_of(self, job: str) -> list[RunStarted]:
         return [start for start, _ in self.runs.values() if start.job == job]

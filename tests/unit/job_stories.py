@@ -1,4 +1,4 @@
-"""What tests of jobs begin with: definitions, rows, and squads with a job."""
+"""Building blocks for tests of jobs: definitions, rows, commands, and squads with a job."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _PLAIN: dict[str, Any] = {
 
 
 def definition(**fields: Any) -> JobDefinition:
-    """A job that calls ann every minute, but for these fields."""
+    """A job that calls ann every minute, with these fields changed."""
     assert fields.keys() <= _PLAIN.keys()
     return JobDefinition(**{**_PLAIN, **fields})
 
 
 def define(name: str = JOB, **fields: Any) -> DefineJob:
-    """Puts such a job on the schedule, by the word of the settings."""
+    """The command that defines such a job, from the settings unless `source` says otherwise."""
     return DefineJob(name=name, source=fields.pop("source", "settings"), definition=definition(**fields))
 
 
@@ -71,7 +71,7 @@ def a_job(name: str = JOB, **fields: Any) -> JobRow:
 
 
 def a_squad(policy: SetPolicy | None = None) -> Story:
-    """An orchestrator that runs, and ann, who is there and idle."""
+    """A squad with a running orchestrator, and with ann, who is idle."""
     story = given(StartOrchestrator(), policy=policy)
     for name in ("orchestrator", "ann"):
         story.given(RegisterAgent(name=name, role="agent"))
@@ -79,27 +79,27 @@ def a_squad(policy: SetPolicy | None = None) -> Story:
 
 
 def with_job(policy: SetPolicy | None = None, **fields: Any) -> Story:
-    """Such a squad with such a job."""
+    """The same squad with a job."""
     return a_squad(policy).given(define(**fields))
 
 
 def claim(runner: str = RUNNER, name: str = JOB) -> ClaimTick:
-    """A process's claim of whatever is due."""
+    """A process's claim of the ticks that are due."""
     return ClaimTick(name=name, runner=runner)
 
 
 def take_up(run_id: str, runner: str = OTHER) -> TakeUpRun:
-    """Another process's wish for a run that nobody seems to hold."""
+    """Another process's attempt to take a run over."""
     return TakeUpRun(run_id=run_id, runner=runner)
 
 
 def ended(run_id: str, *, succeeded: bool = True, attempt: int = 1, **fields: Any) -> EndAttempt:
     """The end of an attempt."""
-    told: dict[str, Any] = {
+    details: dict[str, Any] = {
         "runner": RUNNER,
         "reason": None if succeeded else "no answer",
         "report": "it is done" if succeeded else "it is not done",
         "answered": succeeded,
         **fields,
     }
-    return EndAttempt(run_id=run_id, attempt=attempt, succeeded=succeeded, **told)
+    return EndAttempt(run_id=run_id, attempt=attempt, succeeded=succeeded, **details)

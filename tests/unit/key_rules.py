@@ -1,4 +1,4 @@
-"""What the log may say about API keys, told from the events alone."""
+"""The invariants of API keys, checked from the events alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class KeyRules:
-    """Every key is made once, used for the first time once, and ends as it must."""
+    """Every key is created once, first used at most once, and ends by expiry or revocation."""
 
     def __init__(self) -> None:
         self.created: dict[str, KeyCreated] = {}
@@ -24,10 +24,10 @@ class KeyRules:
         self.revoked: set[str] = set()
 
     def take(self, event: Event, now: datetime) -> None:
-        """Takes the next event.
+        """Check and apply the next event.
 
         Raises:
-            AssertionError: it should never have been written.
+            AssertionError: the event violates an invariant.
         """
         match event:
             case KeyCreated():
@@ -49,7 +49,7 @@ class KeyRules:
                 pass
 
     def check(self, squad: State) -> None:
-        """Those in use are in memory, and no others; whether one is needed is known without them."""
+        """Check that the usable keys and no others are in memory, and whether a key is required."""
         in_use = self.created.keys() - self.expired - self.revoked
         assert {row.id for row in squad.all(KEYS)} == in_use
         assert is_key_required(squad) == bool(self.created.keys() - self.revoked)

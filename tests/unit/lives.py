@@ -1,4 +1,4 @@
-"""Histories at random, decided and folded by the service's own functions, for tests that only read logs."""
+"""Random histories, decided and folded by the service's own functions, for tests that only read logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 RandomHistory = list[tuple[float, list[AnyCommand]]]
-"""Pauses in seconds, each with the batch that follows."""
+"""Batches of commands, each with the pause in seconds before it."""
 
 LONG = (*[0.0] * 4, 0.1, 1.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
 SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
@@ -31,7 +31,7 @@ _ANSWER = Answer(200, {"done": True})
 def lives(
     commands: SearchStrategy[AnyCommand], pauses: Sequence[float] = LONG
 ) -> SearchStrategy[RandomHistory]:
-    """Lives that are made of such commands."""
+    """Random histories of such commands."""
     batches = st.lists(commands, min_size=1, max_size=8)
     return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=5, max_size=25)
 
@@ -39,7 +39,7 @@ def lives(
 any_life: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy, StartOrchestrator()]), lives(strategies.commands)
 )
-"""A life of everything, with what it begins with."""
+"""The first commands, and a history of all kinds of commands."""
 
 life_of_jobs: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_jobs.map(
@@ -52,40 +52,40 @@ life_of_jobs: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples
     ),
     lives(strategies.jobs, SHORT),
 )
-"""A life of jobs that tick every minute or two."""
+"""A history of jobs that tick every minute or two."""
 
 life_of_work: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy]),
     lives(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
 )
-"""A life of claims on a few resources."""
+"""A history of claims on a few resources."""
 
 life_of_spending: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy]),
     lives(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
 )
-"""A life of tokens, of which there are few."""
+"""A history of token usage on a small budget."""
 
 every_life = st.one_of(any_life, life_of_jobs, life_of_work, life_of_spending)
 
 
 def lived(first: Sequence[AnyCommand], life: RandomHistory) -> Story:
-    """The story of a life."""
+    """Return the story of a random history."""
     story = Story()
     known: defaultdict[str, list[str]] = defaultdict(list)
     numbers = iter(range(1_000_000))
     for pause_seconds, batch in [(0.0, list(first)), *life]:
         commands = [strategies.aimed(command, known) for command in batch]
         until = story.now + timedelta(seconds=pause_seconds)
-        for part in _apart(commands):
+        for part in _split(commands):
             story.decide([_request(command, next(numbers)) for command in part], until)
             for recorded in story.recorded:
                 strategies.get_to_know(codec.decode(recorded), known)
     return story
 
 
-def _apart(commands: Sequence[AnyCommand]) -> Iterator[Sequence[AnyCommand]]:
-    """Batches as the writer makes them: a command that destroys a key is one of its own."""
+def _split(commands: Sequence[AnyCommand]) -> Iterator[Sequence[AnyCommand]]:
+    """Yield batches as the writer splits them: a command that destroys a key has a batch of its own."""
     rest: list[AnyCommand] = []
     for command in commands:
         if isinstance(command, ForgetSubject):
@@ -98,7 +98,7 @@ def _apart(commands: Sequence[AnyCommand]) -> Iterator[Sequence[AnyCommand]]:
 
 
 def _request(command: AnyCommand, number: int) -> Request:
-    """As it would come: jobs by the scheduler, the rest over HTTP, some of it with an idempotency key."""
+    """The request of the scheduler, or one over HTTP, sometimes with an idempotency key."""
     if getattr(command, "runner", None):
         correlation = getattr(command, "run_id", None) or f"claim-{number}"
         return Request(command, "system:scheduler", correlation)

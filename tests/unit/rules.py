@@ -1,4 +1,4 @@
-"""What the log may say of claims and tokens, told from the events alone, in other words than the folds."""
+"""The invariants of claims and tokens, checked from the events alone and independently of the folds."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 
 class Rules:
-    """Whoever holds a resource holds it alone, and no reservation goes beyond the budget or a limit.
-
-    And nobody is turned away without a reason.
-    """
+    """A resource has one holder, reservations keep to the budget, and refusals have a reason."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -41,23 +38,23 @@ class Rules:
         self.claims: dict[str, tuple[int, OperationStarted, OperationStarted | OperationRenewed]] = {}
 
     def take(self, event: Event, recorded: Recorded) -> None:
-        """Takes the next event.
+        """Check and apply the next event.
 
         Raises:
-            AssertionError: it should never have been written.
+            AssertionError: the event violates an invariant.
         """
         match event:
             case PolicySet():
                 self.total, self.limits = event.daily_tokens, event.agent_limits
             case TokensReserved():
                 self.held[event.reservation_id] = event
-                assert self._taken(event.day) <= self.total
-                assert self._taken(event.day, event.agent) <= self.limits.get(event.agent, self.total)
+                assert self._committed(event.day) <= self.total
+                assert self._committed(event.day, event.agent) <= self.limits.get(event.agent, self.total)
             case TokensDenied(reason="budget_exhausted"):
-                assert self._taken(event.day) + event.tokens > self.total
+                assert self._committed(event.day) + event.tokens > self.total
                 assert recorded.caused_by
             case TokensDenied():
-                assert self._taken(event.day, event.agent) + event.tokens > self.limits[event.agent]
+                assert self._committed(event.day, event.agent) + event.tokens > self.limits[event.agent]
                 assert recorded.caused_by
             case TokensSettled():
                 del self.held[event.reservation_id]
@@ -80,23 +77,23 @@ class Rules:
             case _:
                 pass
 
-    def _taken(self, day: date, agent: str | None = None) -> int:
+    def _committed(self, day: date, agent: str | None = None) -> int:
         used = sum(n for (on, who), n in self.used.items() if on == day and agent in (None, who))
         held = sum(r.tokens for r in self.held.values() if r.day == day and agent in (None, r.agent))
         return used + held
 
     def _check_claim(self, operation_id: str, now: datetime) -> None:
-        """Whoever holds a resource holds it alone, and has the greatest token of those still at work."""
-        token, mine, _ = self.claims[operation_id]
+        """Check that no other claim on its resources still blocks, and that they all have lower tokens."""
+        token, claim, _ = self.claims[operation_id]
         for other_token, start, last in self.claims.values():
-            if start is mine or last.expires_at <= now:
+            if start is claim or last.expires_at <= now:
                 continue
-            if mine.resources.items() & start.resources.items():
+            if claim.resources.items() & start.resources.items():
                 assert last.blocks_until <= now
                 assert other_token < token
 
     def _check_conflict(self, event: ConflictDetected, recorded: Recorded) -> None:
-        """Somebody is at it: whose window has not ended, or who came after the one that wants to go on."""
+        """Check that the claim in the way still blocks, or is newer than the one that was to be renewed."""
         token, start, last = self.claims[event.operation_id]
         assert recorded.caused_by == token
         assert last.expires_at > recorded.recorded_at

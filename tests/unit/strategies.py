@@ -1,8 +1,8 @@
-"""Commands and events at random.
+"""Hypothesis strategies for random commands and events.
 
-Commands come from a small world, so that they get in each other's way: three agents, a few resources, a
-budget of about a thousand. An id in a command is a wish for, say, the second newest operation; `aimed`
-grants it.
+Commands come from a small world, so that they conflict: three agents, a few resources, a budget of about a
+thousand tokens. An id in a command is a placeholder for, say, the second newest operation; `aimed` replaces
+it by a real one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _BEGINS: Mapping[type[AnyEvent], str] = {
     TaskCreated: "task_id",
     EmailReceived: "email_id",
 }
-"""What an event tells the beginning of, by the field that holds its id."""
+"""The events that begin something, each with the field that holds its id."""
 
 JOBS = ("poll", "sweep")
 SENDERS = ("customer@example.org", "Zoë <zoe@example.org>")
@@ -63,8 +63,8 @@ _agent = st.sampled_from(AGENTS)
 _tokens = st.sampled_from((0, 1, 50, 90, 250, 400))
 _ttl = st.sampled_from((None, 0.1, 45.0, 600.0, 100_000.0))
 _resources = st.dictionaries(st.sampled_from(("emailId", "orderId")), st.sampled_from("12"), min_size=1)
-_WISHES = "00000000-0000-0000-0000-"
-_wish = st.integers(0, 3).map((_WISHES + "{:012d}").format)
+_PLACEHOLDERS = "00000000-0000-0000-0000-"
+_placeholder = st.integers(0, 3).map((_PLACEHOLDERS + "{:012d}").format)
 _payload = st.sampled_from((None, {"draft": 1}, {"draft": True}))
 
 _policies = st.builds(
@@ -82,29 +82,29 @@ work: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(
         do.StartOperation, agent=_agent, action=st.just("work"), resources=_resources, ttl_seconds=_ttl
     ),
-    st.builds(do.RenewOperation, operation_id=_wish),
+    st.builds(do.RenewOperation, operation_id=_placeholder),
     st.builds(
         do.FinishOperation,
-        operation_id=_wish,
+        operation_id=_placeholder,
         outcome=st.sampled_from(("succeeded", "failed")),
         tokens_used=st.none() | _tokens,
     ),
 )
 spending: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.ReserveTokens, agent=_agent, tokens=_tokens.filter(bool), ttl_seconds=_ttl),
-    st.builds(do.SettleReservation, reservation_id=_wish, tokens_used=_tokens),
-    st.builds(do.ReleaseReservation, reservation_id=_wish),
+    st.builds(do.SettleReservation, reservation_id=_placeholder, tokens_used=_tokens),
+    st.builds(do.ReleaseReservation, reservation_id=_placeholder),
     st.builds(do.RecordUsage, agent=_agent, tokens=_tokens),
 )
 _talk: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.SendMessage, from_agent=_agent, to_agent=st.none() | _agent, message=st.just("hello")),
-    st.builds(do.AcknowledgeMessage, message_id=_wish, agent=_agent),
+    st.builds(do.AcknowledgeMessage, message_id=_placeholder, agent=_agent),
     st.builds(do.Heartbeat, agent=_agent, status=st.sampled_from((None, "active", "idle", "offline"))),
     st.builds(do.RegisterAgent, name=_agent, role=st.sampled_from(("support", "sales"))),
 )
 board: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.CreateTask, title=st.just("look"), status=st.sampled_from(get_args(TaskStatus))),
-    st.builds(do.UpdateTask, task_id=_wish, status=st.sampled_from(get_args(TaskStatus))),
+    st.builds(do.UpdateTask, task_id=_placeholder, status=st.sampled_from(get_args(TaskStatus))),
     st.builds(
         do.LogEmail,
         gmail_message_id=st.sampled_from(("g-1", "g-2", "g-3")),
@@ -113,11 +113,14 @@ board: SearchStrategy[AnyCommand] = st.one_of(
         payload=_payload,
     ),
     st.builds(
-        do.UpdateEmail, email_id=_wish, status=st.sampled_from(get_args(EmailStatus)), payload=_payload
+        do.UpdateEmail,
+        email_id=_placeholder,
+        status=st.sampled_from(get_args(EmailStatus)),
+        payload=_payload,
     ),
 )
 _forgetting: SearchStrategy[AnyCommand] = st.builds(
-    do.ForgetSubject, subject=st.sampled_from((*SENDERS, "ZOE@example.org")) | _wish
+    do.ForgetSubject, subject=st.sampled_from((*SENDERS, "ZOE@example.org")) | _placeholder
 )
 _rule: SearchStrategy[AnyCommand] = st.one_of(
     _policies,
@@ -128,7 +131,7 @@ _rule: SearchStrategy[AnyCommand] = st.one_of(
 )
 _key_id = st.sampled_from(KEY_IDS)
 keys: SearchStrategy[AnyCommand] = st.one_of(
-    # Days, so that all of them have run out when a history ends.
+    # In days, so that all keys have expired when a history ends.
     st.builds(
         do.CreateKey,
         key_id=_key_id,
@@ -153,7 +156,7 @@ _job, _runner = st.sampled_from(JOBS), st.sampled_from(("process-1", "process-1"
 
 
 def _definitions(*schedules: tuple[str | None, float | None]) -> SearchStrategy[JobDefinition]:
-    """Jobs with one of these schedules, each by cron or by an interval in seconds."""
+    """Definitions of jobs with one of these schedules: a cron expression, or an interval in seconds."""
     return st.builds(
         lambda schedule, **fields: JobDefinition(cron=schedule[0], every_seconds=schedule[1], **fields),
         schedule=st.sampled_from(schedules),
@@ -178,15 +181,15 @@ def _defining(definitions: SearchStrategy[JobDefinition]) -> SearchStrategy[AnyC
     return st.builds(do.DefineJob, name=_job, source=sources, definition=definitions)
 
 
-# Hours apart where pauses are long, so that what was missed in the longest history is recorded at once.
+# Hours apart where pauses are long, so that all ticks missed in the longest history are recorded at once.
 _seldom = _definitions((None, 7_200.0), ("30 */3 * * *", None), ("30 2,8,14 * * *", None))
 _often = _definitions((None, 60.0), ("* * * * *", None), ("*/2 * * * *", None))
 
 _claiming = st.builds(do.ClaimTick, name=_job, runner=_runner)
-_taking_up = st.builds(do.TakeUpRun, run_id=_wish, runner=_runner)
+_taking_up = st.builds(do.TakeUpRun, run_id=_placeholder, runner=_runner)
 _ending = st.builds(
     do.EndAttempt,
-    run_id=_wish,
+    run_id=_placeholder,
     runner=_runner,
     attempt=st.sampled_from((1, 1, 2, 3)),
     succeeded=st.booleans(),
@@ -197,7 +200,7 @@ _ending = st.builds(
 )
 _attending: tuple[SearchStrategy[AnyCommand], ...] = (
     st.builds(do.RunJob, name=_job, runner=st.none() | _runner),
-    st.builds(do.RenewRun, run_id=_wish, runner=_runner),
+    st.builds(do.RenewRun, run_id=_placeholder, runner=_runner),
     st.builds(do.PauseJob, name=_job, note=st.sampled_from((None, "holidays"))),
     st.builds(do.ResumeJob, name=_job),
     st.builds(do.RemoveJob, name=_job),
@@ -209,7 +212,7 @@ _seldom_jobs: SearchStrategy[AnyCommand] = st.one_of(
 
 
 def _weighted(*choices: tuple[int, SearchStrategy[AnyCommand]]) -> SearchStrategy[AnyCommand]:
-    """One of these, each as often as it says. (`one_of` counts a strategy once that is named twice.)"""
+    """One of these strategies, by weight. (`one_of` counts a strategy once even if it is given twice.)"""
     tickets = [strategy for weight, strategy in choices for _ in range(weight)]
     return st.sampled_from(tickets).flatmap(lambda strategy: strategy)
 
@@ -226,38 +229,38 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
     (1, st.builds(do.StopOrchestrator)),
     (3, work),
 )
-"""Commands about jobs that tick every minute or two, their runs, and who is in their way."""
+"""Commands about jobs that tick every minute or two, their runs, and the claims that conflict with them."""
 
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 
 commands: SearchStrategy[AnyCommand] = st.one_of(
     work, spending, work, spending, _talk, board, _rule, _seldom_jobs, _forgetting, keys
 )
-"""Any command, work and spending more often than others."""
+"""Any command; work and spending more often than others."""
 
 correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, board), (2, _forgetting))
-"""Messages and e-mails, and those who are forgotten."""
+"""Messages and e-mails, and the forgetting of their subjects."""
 
 
 def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
-    """The command with its wish for an id granted, where anything of the kind is known."""
+    """Return the command with its placeholder replaced by a known id, if there is one of that kind."""
     for field in (*_BEGINS.values(), "subject"):
-        wish = getattr(command, field, None)
+        placeholder = getattr(command, field, None)
         ids = known.get("message_id" if field == "subject" else field)
-        if wish and wish.startswith(_WISHES) and ids:
-            return command.model_copy(update={field: ids[-1 - int(wish[-12:]) % len(ids)]})
+        if placeholder and placeholder.startswith(_PLACEHOLDERS) and ids:
+            return command.model_copy(update={field: ids[-1 - int(placeholder[-12:]) % len(ids)]})
     return command
 
 
 def get_to_know(event: AnyEvent, known: Mapping[str, list[str]]) -> None:
-    """Takes note of the id of what an event begins, for `aimed` to choose from."""
+    """Add the id of what an event begins to the known ones, from which `aimed` chooses."""
     if field := _BEGINS.get(type(event)):
         known[field].append(getattr(event, field))
 
 
 # Events -------------------------------------------------------------------------------------------------
 
-# What a command lets through: anything but U+0000 and halves of surrogate pairs.
+# What a command accepts: anything but U+0000 and halves of surrogate pairs.
 _text = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=20)
 _whole = st.integers(-(2**63), 2**63 - 1)
 _real = st.floats(allow_nan=False, allow_infinity=False)
@@ -282,7 +285,7 @@ _SIMPLE: dict[Any, SearchStrategy[Any]] = {
 
 
 def values_of(annotation: Any) -> SearchStrategy[Any]:
-    """Values of a field's type, as far as events have such fields."""
+    """Values of a type, if it is one that events have fields of."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
     if isinstance(annotation, type) and issubclass(annotation, Struct):
@@ -326,4 +329,4 @@ sealed_events: SearchStrategy[AnyEvent] = st.one_of(
         ),
     ),
 )
-"""Any event that something is personal in."""
+"""Any event that contains personal data."""

@@ -1,7 +1,7 @@
-"""Given / when / then: stories of a squad, told without a database.
+"""Given/when/then stories of a squad, without a database.
 
 A `Story` recalls, decides, folds and merges through the service's own functions; only its log is a list.
-Times are seconds since `START` (or moments), ids are counted.
+Times are seconds since `START`, or datetimes. Ids are numbered.
 
     given(StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}))
         .when(StartOperation(agent="bob", action="answer", resources={"emailId": "e-1"}), at=29)
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Row")
 
 START = datetime(2026, 3, 2, 12, tzinfo=UTC)
-"""When every story begins: a Monday, at noon."""
+"""The beginning of every story: a Monday at noon."""
 
 FRESH = "fresh"
-"""Stands in an expected event for whatever id was given out for it."""
+"""Stands, in an expected event, for any id that the batch generated."""
 
 UNKNOWN_ID = "ffffffff-ffff-7fff-bfff-ffffffffffff"
 
@@ -53,39 +53,39 @@ _NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
 
 
 def moment(when: When) -> datetime:
-    """A moment, or that many seconds after `START`."""
+    """Return a time as a datetime; a number is seconds after `START`."""
     return when if isinstance(when, datetime) else START + timedelta(seconds=when)
 
 
 def given(
     *steps: AnyCommand | Event, policy: SetPolicy | None = None, at: When = 0, encrypt: bool = False
 ) -> Story:
-    """A squad with a policy, in which these things happened."""
+    """A squad with a policy, after these commands and events."""
     story = Story(encrypt=encrypt)
     return story.given(policy or SetPolicy(), *steps, at=at)
 
 
 def _actor(command: AnyCommand) -> str:
-    """Who sends such a command as a rule."""
+    """Return the usual sender of such a command."""
     if isinstance(command, ClaimTick | TakeUpRun | RenewRun | EndAttempt):
         return SCHEDULER
     return f"agent:{command.acting_agent or 'tester'}"
 
 
 class Story:
-    """A squad, its log, and what came of the last batch."""
+    """A squad, its log, and the outcomes of the last batch."""
 
     def __init__(self, *, encrypt: bool = False) -> None:
         self.squad = Squad()
         self.encrypt = encrypt
         self.vault = Vault()
         self.log: list[Recorded] = []
-        """As it is stored."""
+        """The log as stored: sealed if events are encrypted."""
         self.outcomes: list[Outcome | Exception] = []
         self.recorded: list[Recorded] = []
-        """What the last batch appended, as it is stored."""
+        """The events of the last batch, as stored."""
         self.told: list[Recorded] = []
-        """The same, as it could be read then."""
+        """The same events, as far as they could be decrypted at that time."""
         self._now = START
         self._numbers = count(1)
         self._ids: list[str] = []
@@ -93,7 +93,7 @@ class Story:
     # given ------------------------------------------------------------------------------------------
 
     def given(self, *steps: AnyCommand | Event, at: When | None = None) -> Story:
-        """Lets commands be carried out, none of which may be refused, and events simply happen."""
+        """Carry out commands, none of which may be refused, and append events as they are."""
         for step in steps:
             if isinstance(step, Event):
                 self._append(cast("AnyEvent", step), at)
@@ -105,7 +105,7 @@ class Story:
     # when -------------------------------------------------------------------------------------------
 
     def when(self, *commands: AnyCommand | Request, at: When | None = None) -> Story:
-        """Has commands decided as one batch."""
+        """Decide commands as one batch."""
         self.decide(
             [
                 command if isinstance(command, Request) else Request(command, _actor(command), "a request")
@@ -118,13 +118,13 @@ class Story:
     def decide(
         self, requests: Sequence[Request], at: When | None = None, abandoned: Batch | None = None
     ) -> Batch:
-        """Decides a batch as the writer does, appends its events and merges its draft."""
+        """Decide a batch as the writer does, append its events and merge its draft."""
         self._move_clock(at)
         tickets = [Ticket(request, _NOBODY_WAITS) for request in requests]
         draft = Draft(self.squad)
         answers = recall.fold(draft, self.vault.reveal(self._recall(tickets)))
         for subject in recall.required_reads(self.squad, tickets).subjects:
-            assert len(tickets) == 1, "keys are destroyed in batches of their own"
+            assert len(tickets) == 1, "a command that destroys a key has a batch of its own"
             draft.traces[subject] = self.vault.trace(self.log, subject)
         sealer = self.vault.sealer(draft, tickets, answers) if self.encrypt else None
         batch = decide_batch(
@@ -144,37 +144,37 @@ class Story:
     # then -------------------------------------------------------------------------------------------
 
     def then(self, *events: Event) -> Story:
-        """Everything was accepted, and led to exactly these events."""
+        """Check that all commands were accepted, and that exactly these events were recorded."""
         for outcome in self.outcomes:
             assert isinstance(outcome, Outcome), outcome
             assert outcome.refusal is None, outcome.refusal
         return self.then_recorded(*events)
 
     def then_nothing(self) -> Story:
-        """It was accepted, and there was nothing to do."""
+        """Check that all commands were accepted, and that nothing was recorded."""
         return self.then()
 
     def then_refused(self, code: str, *events: Event) -> Story:
-        """It was refused, and that led to exactly these events."""
+        """Check that the last command was refused, and that exactly these events were recorded."""
         assert self.refusal.code == code
         return self.then_recorded(*events)
 
     def then_recorded(self, *events: Event) -> Story:
-        """Exactly these events were recorded, those that the clock brought about apart."""
+        """Check that exactly these events were recorded, apart from those that the clock caused."""
         assert self.events == list(events)
         return self
 
     def meanwhile(self, *events: Event) -> Story:
-        """Exactly these events had come about by the passing of time when the batch was decided."""
+        """Check that exactly these events were recorded because time had passed."""
         assert self.clock_events == list(events)
         return self
 
     def replied(self, **fields: Any) -> Story:
-        """The reply to the last command holds these fields."""
+        """Check that the reply to the last command has these fields."""
         assert {name: self.reply.get(name) for name in fields} == fields
         return self
 
-    # what there is to look at -----------------------------------------------------------------------------
+    # results ------------------------------------------------------------------------------------------
 
     @property
     def now(self) -> datetime:
@@ -183,19 +183,19 @@ class Story:
 
     @property
     def outcome(self) -> Outcome:
-        """What came of the last command."""
+        """The outcome of the last command."""
         outcome = self.outcomes[-1]
         assert isinstance(outcome, Outcome), outcome
         return outcome
 
     @property
     def reply(self) -> dict[str, Any]:
-        """What the last command was answered."""
+        """The reply to the last command."""
         return self.outcome.reply
 
     @property
     def id(self) -> str:
-        """The id that the last command was answered."""
+        """The id in the reply to the last command."""
         return cast("str", self.reply["id"])
 
     @property
@@ -206,39 +206,39 @@ class Story:
 
     @property
     def events(self) -> list[Event]:
-        """What the last batch recorded, but for what the clock brought about."""
-        return self._told(by_the_clock=False)
+        """The events of the last batch, apart from those that the clock caused."""
+        return self._decoded(by_the_clock=False)
 
     @property
     def clock_events(self) -> list[Event]:
-        """What the clock had brought about when the last batch was decided."""
-        return self._told(by_the_clock=True)
+        """The events of the last batch that the clock caused."""
+        return self._decoded(by_the_clock=True)
 
     def row(self, table: Table[Any, R], key: object) -> R:
-        """A row that is in memory."""
+        """Return a row, which must be in memory."""
         row = self.squad.rows(table).get(key)
         assert row is not None, f"no {key} in {table.name}"
         return row
 
     def position_of(self, kind: type[Event]) -> int:
-        """The position of the last event of a kind."""
+        """Return the position of the last event of a type."""
         return next(recorded.position for recorded in reversed(self.log) if recorded.type == kind.type)
 
     def caused_by(self, kind: type[Event]) -> int | None:
-        """What the last event of a kind names as its cause."""
+        """Return the position that the last event of a type names as its cause."""
         return next(recorded.caused_by for recorded in reversed(self.log) if recorded.type == kind.type)
 
     def new_id(self) -> str:
-        """The next id."""
+        """Return the next id."""
         id_ = f"00000000-0000-7000-8000-{next(self._numbers):012x}"
         self._ids.append(id_)
         return id_
 
-    # how ----------------------------------------------------------------------------------------------
+    # internals ----------------------------------------------------------------------------------------
 
     def _move_clock(self, at: When | None) -> None:
         later = self._now if at is None else moment(at)
-        assert later >= self._now, "stories are told in order"
+        assert later >= self._now, "time goes forward in a story"
         self._now = later
         self._ids.clear()
 
@@ -255,7 +255,7 @@ class Story:
         self.vault.load_absent(recorded)
 
     def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:
-        """What `recall.read` would find in the log."""
+        """Return what `recall.read` would read from the log."""
         wanted = recall.required_reads(self.squad, tickets)
         if not wanted:
             return []
@@ -270,7 +270,7 @@ class Story:
         )
         return [recorded for recorded in self.log if recorded.stream in streams]
 
-    def _told(self, *, by_the_clock: bool) -> list[Event]:
+    def _decoded(self, *, by_the_clock: bool) -> list[Event]:
         return [
             self._with_placeholders(codec.decode(recorded))
             for recorded in self.told
@@ -278,6 +278,6 @@ class Story:
         ]
 
     def _with_placeholders(self, event: Event) -> Event:
-        told = structs.asdict(event).items()
-        fresh = {name: FRESH for name, value in told if isinstance(value, str) and value in self._ids}
+        fields = structs.asdict(event).items()
+        fresh = {name: FRESH for name, value in fields if isinstance(value, str) and value in self._ids}
         return structs.replace(event, **fresh)

@@ -1,4 +1,4 @@
-"""What a tail has after a position."""
+"""A helper that reads a tail from a position on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 async def after(tail: Tail, position: int, limit: int) -> list[Recorded] | None:
-    """The events after a position, at most `limit`; None where the tail begins later."""
+    """Return up to `limit` events after a position; None if the tail begins later."""
     if position < tail.first - 1:
         return None
     return await tail.events_at(range(position + 1, min(position + limit, tail.last) + 1))
