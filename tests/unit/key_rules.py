@@ -49,7 +49,7 @@ class KeyRules:
                 pass
 
     def check(self, squad: State) -> None:
-        """Check that the usable keys and no others are in memory, and whether a key is required."""
+        """Check that exactly the usable keys are in memory, and whether a key is known to be required."""
         in_use = self.created.keys() - self.expired - self.revoked
         assert {row.id for row in squad.all(KEYS)} == in_use
         assert is_key_required(squad) == bool(self.created.keys() - self.revoked)

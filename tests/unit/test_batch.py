@@ -259,7 +259,7 @@ def test_fold_stops_at_an_event_whose_row_is_missing() -> None:
         given(AgentHeartbeatRecorded(agent="nobody"))
 
 
-def test_a_command_before_the_first_policy_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_command_before_the_first_policy_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, logger="service.writing.batch")
     story = Story().when(StartOperation(agent="ann", action="answer", resources={"k": "v"}), SetPolicy())
     assert [type(outcome) for outcome in story.outcomes] == [CommandFailed, Outcome]

@@ -1,4 +1,4 @@
-"""The generated history that benchmarks run on: it is one that a squad could have had."""
+"""The generated history that benchmarks run on: it is valid, complete and reproducible."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class TestThrottle:
             pass
         assert len(slept) == 4
 
-    async def test_only_the_next_turn_waits_for_the_pause_which_is_bounded(
+    async def test_pause_is_bounded_and_only_the_next_turn_waits_for_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         slept, now = _manual_clock(monkeypatch)

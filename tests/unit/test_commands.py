@@ -145,7 +145,7 @@ class TestEveryCommand:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("body", [None, [], "text", 1, True])
-    def test_is_an_object(self, kind: type[Command], body: Any) -> None:
+    def test_rejects_a_body_that_is_not_an_object(self, kind: type[Command], body: Any) -> None:
         with pytest.raises(ValidationError):
             kind.model_validate(body)
 
@@ -363,7 +363,7 @@ class TestJson:
         assert taken(JsonObject, {"a": value}) == {"a": value}
 
     @pytest.mark.parametrize("value", [None, [], "text", 1, True])
-    def test_is_an_object(self, value: Any) -> None:
+    def test_value_that_is_not_an_object_is_rejected(self, value: Any) -> None:
         rejection(JsonObject, value)
 
     def test_depth_is_bounded(self) -> None:
