@@ -1,3 +1,5 @@
+"""Fixtures of the integration tests: connections, writers, fake agents, and a process that runs jobs."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -17,27 +19,27 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[Connection]:
-    """A connection to look at the test's squad with."""
+    """A connection for inspecting the test's squad."""
     async with connected(database) as opened:
         yield opened
 
 
 @pytest.fixture
 async def writer(database: str) -> AsyncIterator[Writer]:
-    """A writer that is ready, in a squad that has rules."""
+    """A writer that is ready, in a squad with a policy."""
     async with running_writer(database) as running:
         yield running
 
 
 @pytest.fixture
 async def agents() -> AsyncIterator[Agents]:
-    """Agents that do as they are told."""
+    """Fake agents that answer as the test configures them."""
     async with running_agents() as running:
         yield running
 
 
 @pytest.fixture
 async def member(database: str, agents: Agents) -> AsyncIterator[Member]:
-    """A process that has these agents do the squad's jobs."""
+    """A process that runs the squad's jobs on these agents."""
     async with running_member(database, agents.url) as running:
         yield running

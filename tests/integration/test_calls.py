@@ -1,4 +1,4 @@
-"""Calls to agents: what goes out, what is believed of what comes back, and what is not put up with."""
+"""Calls to agents: what is sent, what is accepted of the answer, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -46,28 +46,30 @@ async def call(client: AgentClient, agent: str = "worker", url: str | None = Non
     return await client.call(agent, url, "/work", MESSAGE_ID, payload)
 
 
-async def test_the_payload_goes_out_as_json_with_its_id(agents: Agents, client: AgentClient) -> None:
+async def test_call_to_agent_without_secret_is_unsigned_json_with_its_message_id(
+    agents: Agents, client: AgentClient
+) -> None:
     reply = await call(client, job="poll", attempt=1)
     assert reply.ok
-    (got,) = agents.calls
-    assert got.payload == {"job": "poll", "attempt": 1}
-    assert got.headers["Content-Type"] == "application/json"
-    assert got.headers["webhook-id"] == MESSAGE_ID
-    assert abs(int(got.headers["webhook-timestamp"]) - time()) < 5
-    assert "webhook-signature" not in got.headers
+    (received,) = agents.calls
+    assert received.payload == {"job": "poll", "attempt": 1}
+    assert received.headers["Content-Type"] == "application/json"
+    assert received.headers["webhook-id"] == MESSAGE_ID
+    assert abs(int(received.headers["webhook-timestamp"]) - time()) < 5
+    assert "webhook-signature" not in received.headers
 
 
-async def test_an_agent_with_a_secret_can_verify_the_signature(agents: Agents, client: AgentClient) -> None:
+async def test_agent_with_a_secret_can_verify_the_signature(agents: Agents, client: AgentClient) -> None:
     await call(client, "signing", note="größer")
-    (got,) = agents.calls
-    assert is_signed(got, SECRET)
-    assert not is_signed(got._replace(body=got.body + b" "), SECRET)
+    (received,) = agents.calls
+    assert is_signed(received, SECRET)
+    assert not is_signed(received._replace(body=received.body + b" "), SECRET)
 
 
-async def test_the_registered_url_goes_before_the_default_one(client: AgentClient) -> None:
+async def test_registered_url_takes_precedence_over_the_default_url(client: AgentClient) -> None:
     async with running_agents() as elsewhere:
         assert (await call(client, url=f"{elsewhere.url}/base/")).ok
-        assert [got.path for got in elsewhere.calls] == ["/base/work"]
+        assert [received.path for received in elsewhere.calls] == ["/base/work"]
 
 
 @pytest.mark.parametrize(
@@ -79,12 +81,12 @@ async def test_the_registered_url_goes_before_the_default_one(client: AgentClien
         ("?key=secret", "/work?deep=1", "/work?deep=1&key=secret"),
         ("/base#here", "/work", "/base/work"),
     ],
-    ids=["bare", "with a path", "with a query", "both with a query", "with a fragment"],
+    ids=["no path", "path", "path and query", "two queries", "path and fragment"],
 )
-async def test_the_endpoint_is_a_path_at_the_agents_url_whatever_follows_that(
+async def test_endpoint_is_appended_to_the_path_of_the_agents_url(
     agents: Agents, client: AgentClient, base: str, endpoint: str, expected: str
 ) -> None:
-    """Otherwise another path would be called than the job names, and may well answer that all is done."""
+    """Otherwise another path than the job's would be called, and might well answer that all is done."""
     called: list[str] = []
 
     async def behave(request: web.Request) -> web.StreamResponse:
@@ -97,17 +99,17 @@ async def test_the_endpoint_is_a_path_at_the_agents_url_whatever_follows_that(
     assert called == [expected]
 
 
-async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_so(
+async def test_connection_is_reused_and_closed_before_a_server_would_close_it(
     agents: Agents, client: AgentClient
 ) -> None:
-    """Or a job whose ticks are as far apart as its agent's patience would fail again and again."""
+    """Otherwise a job that ticks as often as its agent closes idle connections would keep failing."""
     connections: list[asyncio.BaseTransport | None] = []
 
-    async def note(request: web.Request) -> web.StreamResponse:
+    async def record(request: web.Request) -> web.StreamResponse:
         connections.append(request.transport)
         return await answers({})(request)
 
-    agents.on("/work", note)
+    agents.on("/work", record)
     await call(client)
     await call(client)
     first, second = connections
@@ -117,7 +119,7 @@ async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_no_redirect_is_followed(agents: Agents, client: AgentClient, status: int) -> None:
+async def test_redirects_are_not_followed(agents: Agents, client: AgentClient, status: int) -> None:
     agents.on("/work", answers({}, status, Location=f"{agents.url}/elsewhere"))
     reply = await call(client)
     assert not reply.ok
@@ -129,10 +131,10 @@ async def test_cookies_are_not_kept(agents: Agents, client: AgentClient) -> None
     agents.on("/work", answers({}, Set_Cookie="id=1; Path=/"))
     await call(client, "one")
     await call(client, "another")
-    assert not any("Cookie" in got.headers for got in agents.calls)
+    assert not any("Cookie" in received.headers for received in agents.calls)
 
 
-async def test_an_answer_is_cut_at_a_mebibyte(agents: Agents, client: AgentClient) -> None:
+async def test_answer_is_truncated_at_one_mebibyte(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", answers({"padding": "x" * 3 * MEBIBYTE, "tokens_used": 7}))
     reply = await call(client)
     assert reply.ok
@@ -141,37 +143,39 @@ async def test_an_answer_is_cut_at_a_mebibyte(agents: Agents, client: AgentClien
     assert reply.tokens_used is None
 
 
-async def test_an_answer_of_just_a_mebibyte_is_whole(agents: Agents, client: AgentClient) -> None:
+async def test_answer_of_exactly_one_mebibyte_is_read_completely(
+    agents: Agents, client: AgentClient
+) -> None:
     body = b'"' + b"x" * (MAX_ANSWER_BYTES - 2) + b'"'
     agents.on("/work", answers_bytes(body))
     assert (await call(client)).body == body[1:-1].decode()
 
 
-async def test_an_answer_without_end_is_left_when_time_is_up(agents: Agents, client: AgentClient) -> None:
+async def test_endless_answer_is_abandoned_on_timeout(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", drips())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await call(client)
-    await eventually(lambda: not agents.busy["/work"], describe="the agent is not listened to any more")
+    await eventually(lambda: not agents.busy["/work"], describe="the call to the agent is closed")
 
 
-async def test_a_slow_agent_is_waited_for(agents: Agents, client: AgentClient) -> None:
+async def test_call_waits_for_a_slow_agent(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", after(0.3, answers({"tokens_used": 3})))
     assert (await call(client)).tokens_used == 3
 
 
-async def test_a_reset_connection_is_an_answer_too(agents: Agents, client: AgentClient) -> None:
+async def test_reset_connection_is_returned_as_a_failed_reply(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", hangs_up())
     reply = await call(client)
     assert not reply.ok
     assert "/work failed" in (reply.reason or "")
 
 
-@pytest.mark.parametrize("behaviour", [hangs_up(), stops_short()], ids=["none", "half of one"])
-async def test_of_an_answer_that_broke_off_nothing_stays_in_memory(
+@pytest.mark.parametrize("behaviour", [hangs_up(), stops_short()], ids=["no answer", "half an answer"])
+async def test_interrupted_answer_leaves_nothing_in_memory(
     agents: Agents, client: AgentClient, behaviour: Behaviour
 ) -> None:
-    """An answer that holds the exception, which holds the call, is a circle."""
+    """A reply that references the exception, whose traceback references the call, would be a cycle."""
     agents.on("/work", behaviour)
     gc.collect()
     gc.disable()
@@ -183,7 +187,7 @@ async def test_of_an_answer_that_broke_off_nothing_stays_in_memory(
         gc.enable()
 
 
-async def test_so_is_an_agent_that_is_not_there(client: AgentClient) -> None:
+async def test_unreachable_agent_is_returned_as_a_failed_reply(client: AgentClient) -> None:
     reply = await call(client, url="http://127.0.0.1:9")
     assert not reply.ok
     assert reply.reason == (
@@ -192,7 +196,7 @@ async def test_so_is_an_agent_that_is_not_there(client: AgentClient) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
-async def test_anything_but_a_2xx_is_a_failure_that_quotes_the_agent(
+async def test_status_other_than_2xx_is_a_failure_that_quotes_the_answer(
     agents: Agents, client: AgentClient, status: int
 ) -> None:
     agents.on("/work", answers({"error": "no mailbox"}, status))
@@ -221,7 +225,7 @@ async def test_anything_but_a_2xx_is_a_failure_that_quotes_the_agent(
         (b"[" * 100_000, None),
     ],
 )
-async def test_tokens_are_believed_where_they_are_reported_as_agreed(
+async def test_tokens_are_read_only_from_a_well_formed_report(
     agents: Agents, client: AgentClient, body: bytes, tokens: int | None
 ) -> None:
     agents.on("/work", answers_bytes(body))

@@ -1,4 +1,4 @@
-"""The comparison: whatever in a read table does not follow from the log is found and named."""
+"""The comparison finds and names everything in the read tables that does not follow from the log."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_tables_of_any_history_follow_from_the_log(database: str, seed: int) -> None:
+async def test_tables_of_a_random_history_match_the_log(database: str, seed: int) -> None:
     async with running_writer(database) as writer:
         await RandomHistory(seed).live(writer, 200)
     await project(database)
     assert await compare(database, SCHEMA) == []
 
 
-async def test_an_empty_log_and_empty_tables_agree(database: str) -> None:
+async def test_empty_tables_match_an_empty_log(database: str) -> None:
     async with running(Projector(database, SCHEMA, Hints()).run()):
         await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_row_that_was_changed_is_named_whichever_column_of_whichever_table_it_is(
+async def test_changed_row_is_reported_for_every_column_of_every_table(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=1)
@@ -88,9 +88,7 @@ async def test_a_row_that_was_changed_is_named_whichever_column_of_whichever_tab
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_row_that_is_missing_is_named_in_whichever_table(
-    database: str, connection: Connection
-) -> None:
+async def test_missing_row_is_reported_for_every_table(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=2)
     tampering = await Tampering.of(connection)
     removed = {table.name: await tampering.remove(table) for table in TABLES}
@@ -101,7 +99,7 @@ async def test_a_row_that_is_missing_is_named_in_whichever_table(
         assert difference.changed == difference.extra == 0
 
 
-async def test_a_row_too_many_is_named_in_whichever_table(database: str, connection: Connection) -> None:
+async def test_extra_row_is_reported_for_every_table(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=3)
     tampering = await Tampering.of(connection)
     added = {table.name: await tampering.add(table) for table in TABLES}
@@ -112,7 +110,7 @@ async def test_a_row_too_many_is_named_in_whichever_table(database: str, connect
         assert difference.changed == difference.missing == 0
 
 
-async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
+async def test_duplicate_rows_are_reported_when_the_primary_key_was_dropped(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=4)
@@ -124,7 +122,7 @@ async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "problem"),
     [
         ("ALTER TABLE squad_tasks DROP COLUMN description", "has no column description"),
         (
@@ -142,20 +140,22 @@ async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
         ),
     ],
 )
-async def test_a_table_that_the_rows_do_not_fit_into_is_told_beside_the_others(
-    database: str, connection: Connection, change: str, says: str
+async def test_incompatible_table_is_reported_with_others_and_refused_by_rebuild(
+    database: str, connection: Connection, change: str, problem: str
 ) -> None:
     await fill_all_tables(database, seed=2)
     await connection.execute(f"{change}; DELETE FROM squad_agents".encode())
     [emptied, other] = await compare(database, SCHEMA)
     assert (emptied.table, emptied.kind) == ("squad_agents", "missing")
-    assert (other.table, other.kind, other.detail) == ("squad_tasks", "another table", f"it {says}")
-    with pytest.raises(TableMismatch, match=f"squad_tasks {says}; once its owner has dropped it, a replay"):
+    assert (other.table, other.kind, other.detail) == ("squad_tasks", "another table", f"it {problem}")
+    with pytest.raises(
+        TableMismatch, match=f"squad_tasks {problem}; once its owner has dropped it, a replay"
+    ):
         await rebuild(database, SCHEMA)
     assert len(await compare(database, SCHEMA)) == 2
 
 
-async def test_a_column_that_is_an_operators_own_does_no_harm(
+async def test_extra_column_with_a_default_is_accepted_by_compare_and_rebuild(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=2)
@@ -166,7 +166,7 @@ async def test_a_column_that_is_an_operators_own_does_no_harm(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_table_that_is_not_there_is_told_beside_the_others(
+async def test_missing_table_is_reported_with_the_other_differences(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=2)
@@ -177,11 +177,11 @@ async def test_a_table_that_is_not_there_is_told_beside_the_others(
     assert str(dropped) == f"squad_tasks at position {emptied.position}: it does not exist"
 
 
-async def test_the_first_bad_row_is_told_with_how_many_there_are(
+async def test_first_bad_row_is_reported_with_the_number_of_bad_rows(
     database: str, connection: Connection
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), joined("bob"), joined("carol"), said("hello"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), joined("bob"), joined("carol"), said("hello"))
     await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'boss' WHERE name IN ('bob', 'carol')")
     await connection.execute("DELETE FROM squad_agents WHERE name = 'alice'")
@@ -191,9 +191,7 @@ async def test_the_first_bad_row_is_told_with_how_many_there_are(
     assert "has to_agent 'bob', the log says null (1 changed)" in second
 
 
-async def test_only_the_projections_that_are_named_are_compared(
-    database: str, connection: Connection
-) -> None:
+async def test_only_the_given_projections_are_compared(database: str, connection: Connection) -> None:
     await LogWriter(connection).append(joined("alice"), said("hello"))
     await project(database)
     await connection.execute("TRUNCATE squad_agents")
@@ -202,8 +200,8 @@ async def test_only_the_projections_that_are_named_are_compared(
     assert difference.projection == "agents"
 
 
-async def test_tables_are_compared_as_of_their_own_position_while_everybody_works(database: str) -> None:
-    enough = asyncio.Event()
+async def test_tables_are_compared_as_of_their_position_while_writes_continue(database: str) -> None:
+    stop = asyncio.Event()
 
     async with (
         running_listener(database) as listener,
@@ -211,16 +209,16 @@ async def test_tables_are_compared_as_of_their_own_position_while_everybody_work
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
     ):
-        lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(8)))
+        load = asyncio.gather(*(RandomHistory(seed).live_until(stop, writer) for seed in range(8)))
         for _ in range(5):
             before = await log.head_position(connection)
             assert await compare(database, SCHEMA) == []
             assert await log.head_position(connection) > before
-        enough.set()
-        await lives
+        stop.set()
+        await load
 
 
-async def test_projections_at_different_positions_are_each_compared_as_of_theirs(
+async def test_each_projection_is_compared_as_of_its_own_position(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=5)
@@ -229,11 +227,11 @@ async def test_projections_at_different_positions_are_each_compared_as_of_theirs
     assert await compare(database, SCHEMA) == []
 
 
-async def test_one_that_stopped_is_reported_and_compared_as_of_where_it_stopped(
+async def test_stopped_projection_is_reported_and_compared_up_to_where_it_stopped(
     database: str, connection: Connection
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("one"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("one"))
     await project(database)
     await connection.execute(
         "UPDATE projections SET failed_position = 3, error = 'ArithmeticError: no' WHERE name = 'messages'"
@@ -244,7 +242,7 @@ async def test_one_that_stopped_is_reported_and_compared_as_of_where_it_stopped(
     assert [each.kind for each in await compare(database, SCHEMA)] == ["stopped", "missing"]
 
 
-async def test_what_other_code_folded_is_reported_and_not_compared(
+async def test_projection_folded_by_another_version_is_reported_and_not_compared(
     database: str, connection: Connection
 ) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
@@ -256,7 +254,9 @@ async def test_what_other_code_folded_is_reported_and_not_compared(
     assert str(difference) == f"messages: it was folded by version {version}, this is version {version + 1}"
 
 
-async def test_what_was_never_folded_is_reported(database: str, connection: Connection) -> None:
+async def test_projections_that_were_never_folded_are_reported(
+    database: str, connection: Connection
+) -> None:
     await LogWriter(connection).append(joined("alice"))
     differences = await compare(database, SCHEMA)
     assert [(each.kind, each.projection) for each in differences] == [
@@ -264,7 +264,7 @@ async def test_what_was_never_folded_is_reported(database: str, connection: Conn
     ]
 
 
-async def test_one_that_claims_events_which_are_not_there_is_reported(
+async def test_projection_beyond_the_end_of_the_log_is_reported(
     database: str, connection: Connection
 ) -> None:
     await LogWriter(connection).append(joined("alice"))
@@ -275,36 +275,38 @@ async def test_one_that_claims_events_which_are_not_there_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("unknown", "told"),
+    ("unknown", "named"),
     [
         ({"schema_version": 9}, "agent_registered v9 at position 3"),
         ({"type": "from_the_future"}, "from_the_future v1 at position 3"),
     ],
 )
-async def test_an_event_of_newer_code_ends_it_with_its_name_version_and_place(
-    database: str, connection: Connection, unknown: dict[str, Any], told: str
+async def test_comparison_fails_with_type_version_and_position_of_an_unknown_event(
+    database: str, connection: Connection, unknown: dict[str, Any], named: str
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("fine"))
-    await scribe.append(joined("bob"), **unknown)
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("fine"))
+    await log_writer.append(joined("bob"), **unknown)
     async with running(Projector(database, SCHEMA, Hints()).run()):
-        await eventually(partial(_all_stopped, connection))
-    # Where they stopped before it, nobody need read it; who claims to have taken it is not believed.
+        await eventually(partial(_have_all_stopped, connection))
+    # Those that stopped before the event need not read it; those that claim to have applied it must.
     assert {each.kind for each in await compare(database, SCHEMA)} == {"stopped"}
     await connection.execute("UPDATE projections SET position = 3")
-    with pytest.raises(UnknownEventType, match=told):
+    with pytest.raises(UnknownEventType, match=named):
         await compare(database, SCHEMA)
 
 
-async def _all_stopped(connection: Connection) -> bool:
+async def _have_all_stopped(connection: Connection) -> bool:
     cursor = await connection.execute("SELECT count(failed_position) FROM projections")
     row = await cursor.fetchone()
     return row == (len(PROJECTIONS),)
 
 
-async def test_an_event_that_is_gone_from_the_log_ends_it(database: str, connection: Connection) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("one"), said("two"))
+async def test_comparison_fails_when_an_event_is_missing_from_the_log(
+    database: str, connection: Connection
+) -> None:
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("one"), said("two"))
     await project(database)
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     await connection.execute("DELETE FROM events WHERE position = 2")
@@ -312,12 +314,12 @@ async def test_an_event_that_is_gone_from_the_log_ends_it(database: str, connect
         await compare(database, SCHEMA)
 
 
-async def test_an_event_that_does_not_follow_from_the_others_ends_it(
+async def test_comparison_fails_when_an_event_contradicts_earlier_ones(
     database: str, connection: Connection
 ) -> None:
     await LogWriter(connection).append(joined("alice"), said("by nobody we know", agent="mallory"))
     async with running(Projector(database, SCHEMA, Hints()).run()):
-        await eventually(partial(_reached, connection, "messages", 2))
+        await eventually(partial(_has_reached, connection, "messages", 2))
     await connection.execute("UPDATE projections SET position = 2, failed_position = NULL")
     with pytest.raises(
         LogNotUnderstood, match="at position 2, MissingRow: squad_agents has no row 'mallory'"
@@ -325,77 +327,77 @@ async def test_an_event_that_does_not_follow_from_the_others_ends_it(
         await compare(database, SCHEMA)
 
 
-async def _reached(connection: Connection, name: str, position: int) -> bool:
+async def _has_reached(connection: Connection, name: str, position: int) -> bool:
     cursor = await connection.execute("SELECT position FROM projections WHERE name = %s", (name,))
     return await cursor.fetchone() == (position,)
 
 
-async def test_tables_that_are_set_back_meanwhile_are_not_judged(
+async def test_comparison_fails_when_a_projection_is_set_back_meanwhile(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
-    approach = comparison._catch_up
+    catch_up = comparison._catch_up
 
-    async def approach_and_set_back(refold: Refold, schema: str) -> None:
-        await approach(refold, schema)
+    async def catch_up_and_set_back(refold: Refold, schema: str) -> None:
+        await catch_up(refold, schema)
         await connection.execute("UPDATE projections SET position = 1 WHERE name = 'messages'")
 
-    monkeypatch.setattr(comparison, "_catch_up", approach_and_set_back)
+    monkeypatch.setattr(comparison, "_catch_up", catch_up_and_set_back)
     with pytest.raises(StoreBusy, match="messages was set back to 1"):
         await compare(database, SCHEMA)
 
 
-async def test_a_table_that_has_yet_to_erase_somebody_is_waited_for(
+async def test_comparison_waits_for_tables_with_a_pending_erasure(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rows still tell what the log cannot tell any more; that is no difference."""
-    looked, look = asyncio.Event(), comparison._compare
+    """Their rows still hold what the log no longer reveals; that is not a difference."""
+    compared_once, compare_once = asyncio.Event(), comparison._compare
 
-    async def look_and_tell(*args: Any, **more: Any) -> list[Difference]:
+    async def compare_and_signal(*args: Any, **more: Any) -> list[Difference]:
         try:
-            return await look(*args, **more)
+            return await compare_once(*args, **more)
         finally:
-            looked.set()
+            compared_once.set()
 
-    monkeypatch.setattr(comparison, "_compare", look_and_tell)
+    monkeypatch.setattr(comparison, "_compare", compare_and_signal)
     async with running_writer(database, encrypt=True) as writer:
         sent = await submit(writer, message("mine alone"))
         await project(database)
         await submit(writer, do.ForgetSubject(subject=sent.reply["id"]))
         comparing = asyncio.create_task(compare(database, SCHEMA))
-        await looked.wait()
+        await compared_once.wait()
         async with running(Projector(database, SCHEMA, Hints()).run()):
             assert await comparing == []
     assert await compare(database, SCHEMA) == []
 
 
-async def test_it_is_waited_for_however_long_the_fold_took_and_however_many_are_forgotten_meanwhile(
+async def test_wait_restarts_at_each_erasure_however_long_the_fold_takes(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, approaches, approach = 0.0, 0, comparison._catch_up
+    now, catch_ups, catch_up = 0.0, 0, comparison._catch_up
 
-    async def approach_slowly(refold: Refold, schema: str) -> None:
-        nonlocal now, approaches
-        approaches += 1
+    async def catch_up_slowly(refold: Refold, schema: str) -> None:
+        nonlocal now, catch_ups
+        catch_ups += 1
         now += 2 * comparison.ERASURE_TIMEOUT_SECONDS
-        if approaches > 1:
+        if catch_ups > 1:
             await project(database)
-        if approaches < len(sent):
-            await submit(writer, do.ForgetSubject(subject=sent[approaches].reply["id"]))
-        await approach(refold, schema)
+        if catch_ups < len(sent):
+            await submit(writer, do.ForgetSubject(subject=sent[catch_ups].reply["id"]))
+        await catch_up(refold, schema)
 
     monkeypatch.setattr(comparison, "monotonic", lambda: now)
-    monkeypatch.setattr(comparison, "_catch_up", approach_slowly)
+    monkeypatch.setattr(comparison, "_catch_up", catch_up_slowly)
     async with running_writer(database, encrypt=True) as writer:
         sent = [await submit(writer, message(str(number))) for number in range(4)]
         await project(database)
         await submit(writer, do.ForgetSubject(subject=sent[0].reply["id"]))
         assert await compare(database, SCHEMA) == []
-    assert approaches == len(sent)
+    assert catch_ups == len(sent)
 
 
-async def test_a_table_that_does_not_come_to_erase_somebody_is_reported(
+async def test_erasure_still_pending_after_the_timeout_is_reported(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "ERASURE_TIMEOUT_SECONDS", 0.0)
@@ -409,18 +411,18 @@ async def test_a_table_that_does_not_come_to_erase_somebody_is_reported(
     assert reported["messages"] == f"messages: it has yet to erase what was forgotten at position {at}"
 
 
-async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_is_reported_after_each_page(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill_all_tables(database, seed=6)
     monkeypatch.setattr(pages.scan, "__defaults__", (100,))
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     async with connected(database) as connection:
         head = await log.head_position(connection)
-    await compare(database, SCHEMA, progress=lambda position, goal: told.append((position, goal)))
-    assert [position for position, _ in told] == [*range(100, head, 100), head]
-    assert {goal for _, goal in told} == {head}
+    await compare(database, SCHEMA, progress=lambda position, goal: reported.append((position, goal)))
+    assert [position for position, _ in reported] == [*range(100, head, 100), head]
+    assert {goal for _, goal in reported} == {head}
 
 
-async def test_whoever_may_read_may_compare(database: str, connection: Connection) -> None:
+async def test_role_that_may_only_read_may_compare(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=8)
     role = f"auditor_{uuid4().hex}"
     await connection.execute(f"CREATE ROLE {role}".encode())
@@ -433,24 +435,26 @@ async def test_whoever_may_read_may_compare(database: str, connection: Connectio
         await connection.execute(f"DROP ROLE {role}".encode())
 
 
-async def test_it_leaves_nothing_behind(database: str, connection: Connection) -> None:
+async def test_comparison_leaves_no_tables_or_connections_behind(
+    database: str, connection: Connection
+) -> None:
     await fill_all_tables(database, seed=7)
     before = await (await connection.execute("SELECT count(*) FROM pg_class")).fetchone()
     assert await compare(database, SCHEMA) == []
-    await eventually(partial(_is_gone, connection))
+    await eventually(partial(_has_disconnected, connection))
     assert await (await connection.execute("SELECT count(*) FROM pg_class")).fetchone() == before
 
 
-async def _is_gone(connection: Connection) -> bool:
+async def _has_disconnected(connection: Connection) -> bool:
     return not await backends(connection, "squad comparison")
 
 
-async def test_a_database_that_cannot_be_reached_is_said(database: str) -> None:
+async def test_unreachable_database_is_reported(database: str) -> None:
     with pytest.raises(StoreUnavailable):
         await compare("host=127.0.0.1 port=1", SCHEMA)
 
 
-def test_a_difference_is_one_line_whatever_it_holds() -> None:
+def test_difference_is_formatted_as_one_line_whatever_it_holds() -> None:
     difference = Difference(
         "changed", "messages", 7, "squad_messages", {"id": "a"}, "message", "two\nlines", None, changed=1200
     )
@@ -460,23 +464,23 @@ def test_a_difference_is_one_line_whatever_it_holds() -> None:
     )
 
 
-class TestWhileSomebodyIsForgotten:
-    """The log no longer tells what the tables hold for a moment more: that is no difference."""
+class TestDuringErasure:
+    """The tables briefly hold what the log no longer reveals; that is not a difference."""
 
     @pytest.fixture
     async def writer(self, database: str) -> AsyncIterator[Writer]:
-        async with running_writer(database, encrypt=True) as running_:
-            await submit(running_, do.LogEmail(gmail_message_id="g-1", from_email="zoe@example.org"))
+        async with running_writer(database, encrypt=True) as started:
+            await submit(started, do.LogEmail(gmail_message_id="g-1", from_email="zoe@example.org"))
             await project(database)
-            yield running_
+            yield started
 
-    async def test_it_waits_for_the_tables(self, writer: Writer, database: str) -> None:
+    async def test_comparison_waits_for_the_tables(self, writer: Writer, database: str) -> None:
         await submit(writer, do.ForgetSubject(subject="zoe@example.org"))
         comparing = asyncio.create_task(compare(database, SCHEMA))
         await project(database)
         assert await comparing == []
 
-    async def test_a_row_that_keeps_what_was_forgotten_is_found(
+    async def test_row_that_keeps_erased_data_is_reported(
         self, writer: Writer, database: str, connection: Connection
     ) -> None:
         await submit(writer, do.ForgetSubject(subject="zoe@example.org"))

@@ -1,4 +1,4 @@
-"""What is decided while a batch is on its way: above it, in order, and forgotten where the batch is."""
+"""Commands are decided ahead, on top of the batch in flight, and decided again if it is not committed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """Holds the writer's appends back until it is opened; counts how many events each had."""
+    """Holds back the writer's appends until it is opened; records the number of events of each."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -58,10 +58,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @asynccontextmanager
-async def on_its_way(
+async def batch_in_flight(
     writer: Writer, gate: Gate, *commands: Any
 ) -> AsyncIterator[Callable[..., list[asyncio.Task[Outcome]]]]:
-    """A batch of these commands that is not in the log before the block ends; gives a way to add."""
+    """Keep a batch of these commands in flight until the block ends; yield a function that submits more."""
     tasks: list[asyncio.Task[Outcome]] = []
 
     def add(*more: Any) -> list[asyncio.Task[Outcome]]:
@@ -80,7 +80,7 @@ async def on_its_way(
         await asyncio.wait(tasks)
 
 
-def ahead(writer: Writer) -> int:
+def decided_ahead(writer: Writer) -> int:
     return len(writer._appender.pipeline.tickets)
 
 
@@ -88,17 +88,17 @@ def claim(agent: str) -> do.StartOperation:
     return do.StartOperation(agent=agent, action="respond", resources={"emailId": "one"})
 
 
-async def test_what_arrives_meanwhile_is_decided_ahead_and_appended_in_one_batch(
+async def test_commands_that_arrive_during_an_append_are_decided_ahead_as_one_batch(
     database: str, gate: Gate
 ) -> None:
     async with running_writer(database) as writer:
         await submit(writer, message("the first, which registers alice"))
         before = len(gate.sizes)
-        async with on_its_way(writer, gate, message("below")) as add:
+        async with batch_in_flight(writer, gate, message("below")) as add:
             above = add(message("one"), message("two"))
-            await eventually(lambda: ahead(writer) == 2)
+            await eventually(lambda: decided_ahead(writer) == 2)
             above += add(message("three"))
-            await eventually(lambda: ahead(writer) == 3)
+            await eventually(lambda: decided_ahead(writer) == 3)
             assert not any(task.done() for task in above)
         assert gate.sizes[before:] == [1, 3]
         positions = [task.result().position for task in above]
@@ -107,56 +107,62 @@ async def test_what_arrives_meanwhile_is_decided_ahead_and_appended_in_one_batch
     assert len(await assert_log_is_sound(database)) == writer.squad.head.position
 
 
-async def test_it_sees_what_the_batch_below_does(database: str, gate: Gate) -> None:
+async def test_command_decided_ahead_sees_the_effects_of_the_batch_in_flight(
+    database: str, gate: Gate
+) -> None:
     async with running_writer(database) as writer:
-        async with on_its_way(writer, gate, claim("alice")) as add:
+        async with batch_in_flight(writer, gate, claim("alice")) as add:
             [second] = add(claim("bob"))
-            await eventually(lambda: ahead(writer) == 1)
+            await eventually(lambda: decided_ahead(writer) == 1)
         refusal = (await second).refusal
         assert refusal is not None
         assert refusal.code == "conflict"
 
 
-async def test_a_budget_is_not_overspent_across_batches(database: str, gate: Gate) -> None:
+async def test_budget_is_not_overspent_across_batches(database: str, gate: Gate) -> None:
     async with running_writer(database, policy=do.SetPolicy(daily_tokens=1_000)) as writer:
         reserve = do.ReserveTokens(agent="alice", tokens=400)
-        async with on_its_way(writer, gate, reserve) as add:
+        async with batch_in_flight(writer, gate, reserve) as add:
             later = add(reserve, reserve, reserve)
-            await eventually(lambda: ahead(writer) == 3)
+            await eventually(lambda: decided_ahead(writer) == 3)
         assert [task.result().refusal is None for task in later] == [True, False, False]
         day = writer.squad.day
         assert day is not None
         assert day.reserved == 800
 
 
-async def test_it_is_decided_again_where_somebody_else_was_faster(database: str, gate: Gate) -> None:
+async def test_commands_are_decided_again_when_another_process_appends_first(
+    database: str, gate: Gate
+) -> None:
     async with running_writer(database) as writer, connected(database) as connection:
-        async with on_its_way(writer, gate, message("below")) as add:
+        async with batch_in_flight(writer, gate, message("below")) as add:
             above = add(claim("alice"), message("above"))
-            await eventually(lambda: ahead(writer) == 2)
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            await scribe.append(joined("carol"))
+            await eventually(lambda: decided_ahead(writer) == 2)
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            await log_writer.append(joined("carol"))
         assert [task.result().refusal for task in above] == [None, None]
-        assert ahead(writer) == 0
+        assert decided_ahead(writer) == 0
     await assert_log_is_sound(database)
 
 
-async def test_what_needs_the_log_waits_and_so_does_what_came_after_it(database: str, gate: Gate) -> None:
+async def test_command_that_needs_the_log_and_those_after_it_are_not_decided_ahead(
+    database: str, gate: Gate
+) -> None:
     async with running_writer(database) as writer:
         task = (await submit(writer, do.CreateTask(title="one"))).reply["id"]
         await submit(writer, do.UpdateTask(task_id=task, status="completed"))
-        async with on_its_way(writer, gate, message("below")) as add:
+        async with batch_in_flight(writer, gate, message("below")) as add:
             first, *rest = add(
                 message("ahead"), do.UpdateTask(task_id=task, status="new"), message("after")
             )
-            await eventually(lambda: ahead(writer) == 1)
+            await eventually(lambda: decided_ahead(writer) == 1)
         positions = [task.result().position for task in (first, *rest)]
         assert positions == sorted(positions)  # type: ignore[type-var]
         assert rest[0].result().reply["status"] == "new"
 
 
-async def test_one_that_fails_fails_alone(
+async def test_command_that_fails_does_not_affect_others_decided_ahead(
     database: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send = messages.send
@@ -168,52 +174,52 @@ async def test_one_that_fails_fails_alone(
 
     monkeypatch.setattr(messages, "send", failing)
     async with running_writer(database) as writer:
-        async with on_its_way(writer, gate, message("below")) as add:
+        async with batch_in_flight(writer, gate, message("below")) as add:
             good, bad, other = add(message("good"), message("poison"), message("other"))
-            await eventually(lambda: ahead(writer) == 3)
+            await eventually(lambda: decided_ahead(writer) == 3)
         with pytest.raises(CommandFailed, match="poisoned"):
             await bad
         assert [(await good).refusal, (await other).refusal] == [None, None]
     await assert_log_is_sound(database)
 
 
-async def test_of_many_that_ask_at_once_some_are_decided_while_others_are_on_their_way(
+async def test_first_batch_of_a_burst_leaves_half_of_it_to_be_decided_ahead(
     database: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise all would be answered together and ask again together, and nothing would overlap."""
+    """Otherwise all callers would be answered together and ask again together: nothing would overlap."""
     async with running_writer(database) as writer:
         monkeypatch.setattr(writer._appender.batch_sizer, "_minimum", lambda: 1)
         await submit(writer, message("to be known"))
         gate.sizes.clear()
         gate.open.clear()
-        asked = [asyncio.create_task(submit(writer, message(str(number)))) for number in range(64)]
-        await eventually(lambda: ahead(writer) == 32)
+        submitting = [asyncio.create_task(submit(writer, message(str(number)))) for number in range(64)]
+        await eventually(lambda: decided_ahead(writer) == 32)
         gate.open.set()
-        await asyncio.gather(*asked)
+        await asyncio.gather(*submitting)
         assert gate.sizes == [32, 32]
     await assert_log_is_sound(database)
 
 
-async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_others(
+async def test_answered_callers_join_the_batch_decided_ahead_when_commits_are_slow(
     database: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise there would be two batches for ever, each waiting for the other one's commit."""
+    """Otherwise there would be two batches for good, each waiting for the other's commit."""
     async with running_writer(database) as writer:
         await submit(writer, message("to be known"))
         monkeypatch.setattr(batch_size, "MAX_LINGER_SECONDS", 60)
         monkeypatch.setattr(writer._appender.batch_sizer, "_append_seconds", 8 * 60)
         monkeypatch.setattr(writer._appender.batch_sizer, "record_append", lambda seconds: None)
 
-        async def ask(times: int) -> None:
+        async def submit_in_turn(times: int) -> None:
             for number in range(times):
                 await submit(writer, message(str(number)))
 
         gate.sizes.clear()
         gate.open.clear()
-        first = [asyncio.create_task(ask(3)) for _ in range(4)]
+        first = [asyncio.create_task(submit_in_turn(3)) for _ in range(4)]
         await eventually(lambda: gate.sizes == [4])
-        second = [asyncio.create_task(ask(2)) for _ in range(4)]
-        await eventually(lambda: ahead(writer) == 4)
+        second = [asyncio.create_task(submit_in_turn(2)) for _ in range(4)]
+        await eventually(lambda: decided_ahead(writer) == 4)
         gate.open.set()
         await asyncio.gather(*first, *second)
         assert gate.sizes == [4, 8, 8]
@@ -221,51 +227,55 @@ async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_
 
 
 class TestEncrypted:
-    """What is decided ahead is sealed with keys that are at hand, and with none that is on its way out."""
+    """Commands decided ahead use cached keys, and never a key that is being destroyed."""
 
-    async def test_messages_are_sealed_with_keys_that_are_durable_in_time(
+    async def test_messages_are_encrypted_with_keys_that_are_stored_in_time(
         self, database: str, gate: Gate
     ) -> None:
         async with running_writer(database, encrypt=True) as writer:
-            async with on_its_way(writer, gate, message("below")) as add:
-                # More than were put in stock.
+            async with batch_in_flight(writer, gate, message("below")) as add:
+                # More than the keys that were created in advance.
                 add(*(message(str(number)) for number in range(AMORTIZED_COMMANDS)))
-                await eventually(lambda: ahead(writer) == AMORTIZED_COMMANDS)
+                await eventually(lambda: decided_ahead(writer) == AMORTIZED_COMMANDS)
             assert await assert_keys_were_used_in_time(database) == AMORTIZED_COMMANDS + 1
         assert await remains(database, ["below"]) == []
 
-    async def test_a_senders_key_that_is_at_hand_is_used(self, database: str, gate: Gate) -> None:
+    async def test_cached_key_of_a_sender_is_used(self, database: str, gate: Gate) -> None:
         async with running_writer(database, encrypt=True) as writer:
             email_id = (await submit(writer, mail("one", "zoe@example.org"))).reply["id"]
-            async with on_its_way(writer, gate, message("below")) as add:
+            async with batch_in_flight(writer, gate, message("below")) as add:
                 [update] = add(do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"}))
-                await eventually(lambda: ahead(writer) == 1)
+                await eventually(lambda: decided_ahead(writer) == 1)
             assert (await update).refusal is None
             assert await assert_keys_were_used_in_time(database) == 3
 
-    async def test_what_needs_another_key_waits(self, database: str, gate: Gate) -> None:
+    async def test_command_that_needs_an_uncached_key_is_not_decided_ahead(
+        self, database: str, gate: Gate
+    ) -> None:
         async with running_writer(database, encrypt=False) as plain:
             email_id = (await submit(plain, mail("one", "zoe@example.org"))).reply["id"]
         async with running_writer(database, encrypt=True) as writer:
-            async with on_its_way(writer, gate, message("below")) as add:
+            async with batch_in_flight(writer, gate, message("below")) as add:
                 update = do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"})
                 first, second = add(message("ahead"), update)
-                await eventually(lambda: ahead(writer) == 1)
+                await eventually(lambda: decided_ahead(writer) == 1)
             assert [(await task).refusal for task in (first, second)] == [None, None]
             assert await assert_keys_were_used_in_time(database) == 3
 
-    async def test_nothing_is_decided_above_what_destroys_a_key(self, database: str, gate: Gate) -> None:
+    async def test_nothing_is_decided_on_top_of_a_batch_that_destroys_a_key(
+        self, database: str, gate: Gate
+    ) -> None:
         async with running_writer(database, encrypt=False) as plain:
             email_id = (await submit(plain, mail("plain", "zoe@example.org"))).reply["id"]
         async with running_writer(database, encrypt=True) as writer:
             await submit(writer, mail("sealed", "zoe@example.org"))
             forget = do.ForgetSubject(subject="zoe@example.org")
-            async with on_its_way(writer, gate, forget) as add:
-                # The e-mail that was never sealed is still hers, and her key is still at hand.
+            async with batch_in_flight(writer, gate, forget) as add:
+                # The unencrypted e-mail still belongs to the sender, whose key is still cached.
                 [update] = add(do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"}))
                 for _ in range(10):
                     await asyncio.sleep(0)
-                assert ahead(writer) == 0
+                assert decided_ahead(writer) == 0
             assert (await update).refusal is None
             assert await assert_keys_were_used_in_time(database) == 2
             [_, sealed] = [row for row in await raw_log(database) if sealing.key_of(row)]

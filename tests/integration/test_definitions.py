@@ -1,4 +1,4 @@
-"""What the guards rest on: functions, tables, policies. Where one was changed, it is found and named."""
+"""Definitions that the guards rely on: a changed function, table, policy or key is found and named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST_SCHEMA = Path(__file__).parent.parent / "golden" / "schema.v1.sql"
 KEEP = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
 
 
-async def test_those_of_a_schema_that_was_lifted_are_right(empty_database: str) -> None:
+async def test_upgraded_schema_has_all_guards(empty_database: str) -> None:
     async with connected(empty_database) as connection:
         await connection.execute("CREATE SCHEMA squad")
         await connection.execute(FIRST_SCHEMA.read_bytes())
@@ -28,17 +28,17 @@ async def test_those_of_a_schema_that_was_lifted_are_right(empty_database: str) 
         assert await guards.missing_guards(connection) == []
 
 
-def _function(name: str) -> str:
+def _wrong_function(name: str) -> str:
     return f"the function {name} is missing, overloaded, or not as schema.sql defines it"
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "problem"),
     [
         *(
             (
                 f"DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('{name}'::regproc), {change}); END $do$",
-                _function(name),
+                _wrong_function(name),
             )
             for name, change in {
                 "lock_log": "'events''::regclass', 'projections''::regclass'",
@@ -49,17 +49,17 @@ def _function(name: str) -> str:
                 "settle_access": "'INSERT', 'SELECT'",
             }.items()
         ),
-        ("ALTER FUNCTION log_channel VOLATILE", _function("log_channel")),
-        ("ALTER FUNCTION lock_log SET statement_timeout = '1s'", _function("lock_log")),
-        ("ALTER FUNCTION append_events SECURITY DEFINER", _function("append_events")),
-        ("DROP FUNCTION position_at", _function("position_at")),
+        ("ALTER FUNCTION log_channel VOLATILE", _wrong_function("log_channel")),
+        ("ALTER FUNCTION lock_log SET statement_timeout = '1s'", _wrong_function("lock_log")),
+        ("ALTER FUNCTION append_events SECURITY DEFINER", _wrong_function("append_events")),
+        ("DROP FUNCTION position_at", _wrong_function("position_at")),
         (
             "CREATE FUNCTION position_at(moment text) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
-            _function("position_at"),
+            _wrong_function("position_at"),
         ),
         (
             "CREATE AGGREGATE lock_log(bigint) (SFUNC = int8pl, STYPE = bigint)",
-            _function("lock_log"),
+            _wrong_function("lock_log"),
         ),
         (
             "ALTER FUNCTION destroy_key() RESET search_path",
@@ -160,15 +160,15 @@ def _function(name: str) -> str:
         ),
     ],
 )
-async def test_one_that_was_changed_is_found(
-    connection: Connection, change: LiteralString, says: str
+async def test_changed_definition_is_found(
+    connection: Connection, change: LiteralString, problem: str
 ) -> None:
     await some_history(connection)
     await connection.execute(change)
-    assert await guards.missing_guards(connection) == [says]
+    assert await guards.missing_guards(connection) == [problem]
 
 
-async def test_keys_without_a_table_are_found(connection: Connection) -> None:
+async def test_missing_table_of_keys_is_found_with_its_trigger_and_indexes(connection: Connection) -> None:
     await connection.execute("DROP TRIGGER events_destroy_keys ON events; DROP TABLE subject_keys")
     assert await guards.missing_guards(connection) == [
         "the trigger events_destroy_keys is missing, or not always enabled",
@@ -178,14 +178,14 @@ async def test_keys_without_a_table_are_found(connection: Connection) -> None:
     ]
 
 
-async def test_a_view_in_the_place_of_a_table_is_found(connection: Connection) -> None:
+async def test_view_in_place_of_a_table_is_found(connection: Connection) -> None:
     await connection.execute(
         "ALTER TABLE snapshots RENAME TO hidden; CREATE VIEW snapshots AS SELECT * FROM hidden"
     )
     assert "the table snapshots is not a plain table" in await guards.missing_guards(connection)
 
 
-async def test_what_an_owner_adds_that_changes_and_keeps_nothing_is_no_fault(
+async def test_owners_additions_that_change_and_prevent_nothing_are_accepted(
     connection: Connection,
 ) -> None:
     await connection.execute(
@@ -198,11 +198,11 @@ async def test_what_an_owner_adds_that_changes_and_keeps_nothing_is_no_fault(
     assert await guards.missing_guards(connection) == []
 
 
-async def test_what_an_owner_adds_to_a_read_table_is_no_fault(connection: Connection) -> None:
+async def test_owners_additions_to_a_read_table_are_accepted(connection: Connection) -> None:
     await connection.execute(
         "CREATE POLICY other ON squad_tasks AS RESTRICTIVE TO pg_monitor USING (false)"
     )
     await connection.execute("CREATE FUNCTION ours() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
-    scribe = LogWriter(connection)
-    await scribe.append(said("still appended"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(said("still appended"))
     assert await guards.missing_guards(connection) == []
