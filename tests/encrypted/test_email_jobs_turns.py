@@ -1,1 +1,1 @@
-from tests.integration.test_email_jobs_turns import *  # noqa: F403
+from tests.integration.test_email_jobs_selection import *  # noqa: F403

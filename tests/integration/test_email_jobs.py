@@ -1,4 +1,4 @@
-"""E-mails polled, classified, answered: budgeted, claimed, and everything given back on every way out."""
+"""E-mail jobs poll, classify and answer within the budget, and release everything however they end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.mark.parametrize(("answer", "used"), [({"tokens_used": 730}, 730), ({"found": 2}, 500)])
-async def test_a_poll_sets_1000_aside_and_counts_as_what_is_reported_or_500(
+async def test_poll_reserves_1000_tokens_and_settles_those_reported_or_500(
     agents: Agents, member: Member, answer: object, used: int
 ) -> None:
     agents.on(POLL_ENDPOINT, answers(answer))
@@ -49,8 +49,8 @@ async def test_a_poll_sets_1000_aside_and_counts_as_what_is_reported_or_500(
     await member.carry_out("email_poll")
     assert [item.tokens for item in member.told(TokensReserved)] == [1_000]
     assert [item.tokens_used for item in member.told(TokensSettled)] == [used]
-    (told,) = member.told(MessageSent)
-    assert (told.agent, told.message) == (AGENT, "email_poll succeeded")
+    (report,) = member.told(MessageSent)
+    assert (report.agent, report.message) == (AGENT, "email_poll succeeded")
     assert_nothing_is_held(member)
 
 
@@ -61,7 +61,7 @@ async def test_a_poll_sets_1000_aside_and_counts_as_what_is_reported_or_500(
         ("email_respond", RESPOND_ENDPOINT, 5, 800, 600),
     ],
 )
-async def test_so_many_of_those_that_wait_are_worked_on_the_oldest_first(
+async def test_run_claims_and_processes_at_most_max_emails_oldest_first(
     agents: Agents,
     member: Member,
     task: str,
@@ -85,12 +85,12 @@ async def test_so_many_of_those_that_wait_are_worked_on_the_oldest_first(
     assert {item.outcome for item in member.told(OperationFinished)} == {"succeeded"}
     positions = [item.position for item in member.log if item.type == "operation_started"]
     assert [call.payload["fencing_token"] for call in agents.calls] == positions
-    (told,) = member.told(MessageSent)
-    assert told.message == f"{task}: {max_emails} of {max_emails + 2} e-mails done"
+    (report,) = member.told(MessageSent)
+    assert report.message == f"{task}: {max_emails} of {max_emails + 2} e-mails done"
     assert_nothing_is_held(member)
 
 
-async def test_each_email_is_a_message_of_its_own_and_the_same_at_each_attempt(
+async def test_webhook_id_is_unique_per_email_and_the_same_at_each_attempt(
     agents: Agents, database: str
 ) -> None:
     async with running_member(database, agents.url, email_agent=SECRET) as member:
@@ -106,7 +106,7 @@ async def test_each_email_is_a_message_of_its_own_and_the_same_at_each_attempt(
         verify(SECRET, call.headers, call.body, time())
 
 
-async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member) -> None:
+async def test_claim_is_renewed_during_a_slow_call(agents: Agents, member: Member) -> None:
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.6, operation_timeout_seconds=1.2))
     agents.on(CLASSIFY_ENDPOINT, after(1.5))
     (email,) = await emails(member, 1)
@@ -122,7 +122,7 @@ async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member
     assert_nothing_is_held(member)
 
 
-async def test_a_claim_is_not_renewed_without_rest_however_short_the_window(
+async def test_claim_is_not_renewed_without_pause_however_short_the_window(
     agents: Agents, member: Member
 ) -> None:
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=1e-6))
@@ -135,17 +135,15 @@ async def test_a_claim_is_not_renewed_without_rest_however_short_the_window(
     assert all((later - earlier).total_seconds() > 0.02 for earlier, later in pairwise(renewed))
 
 
-async def test_where_the_claim_is_lost_during_the_call_the_call_is_given_up(
-    agents: Agents, member: Member
-) -> None:
-    """As of a process that was cut off for longer than the claim turned others away."""
+async def test_call_is_aborted_when_the_claim_is_lost(agents: Agents, member: Member) -> None:
+    """As when a process was disconnected for longer than its claim blocks others."""
 
-    async def cut_off() -> None:
-        if not back.is_set():
+    async def fail_until_reconnected() -> None:
+        if not reconnected.is_set():
             raise CommandFailed
 
-    back, never = asyncio.Event(), asyncio.Event()
-    member.before(do.RenewOperation, cut_off)
+    reconnected, never = asyncio.Event(), asyncio.Event()
+    member.before(do.RenewOperation, fail_until_reconnected)
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.3))
     agents.on(CLASSIFY_ENDPOINT, when(never))
     (email,) = await emails(member, 1)
@@ -153,16 +151,16 @@ async def test_where_the_claim_is_lost_during_the_call_the_call_is_given_up(
     run = await member.run_now("email_classify")
     await eventually(lambda: agents.calls)
 
-    async def taken() -> bool:
+    async def is_claimed_by_rival() -> bool:
         claim = do.StartOperation(agent="rival", action="quote", resources={"emailId": email})
         return (await submit(member.writer, claim)).refusal is None
 
-    await eventually(taken)
-    back.set()
+    await eventually(is_claimed_by_rival)
+    reconnected.set()
     await member.finished(run)
-    (told,) = member.told(MessageSent)
-    assert told.data
-    assert told.data["left"] == {email: f"'rival' has claimed emailId {email} for 'quote'"}
+    (report,) = member.told(MessageSent)
+    assert report.data
+    assert report.data["left"] == {email: f"'rival' has claimed emailId {email} for 'quote'"}
     assert agents.busy[CLASSIFY_ENDPOINT] == 0
     (cancelled,) = member.told(OperationFinished)
     assert (cancelled.agent, cancelled.outcome) == (AGENT, "cancelled")
@@ -173,7 +171,7 @@ async def test_where_the_claim_is_lost_during_the_call_the_call_is_given_up(
     ("task", "second"),
     [("email_classify", do.StartOperation), ("email_respond", do.ReserveTokens)],
 )
-async def test_of_tokens_and_claim_none_stays_where_the_other_cannot_be_decided(
+async def test_claim_or_reservation_is_released_when_the_other_one_fails(
     agents: Agents, member: Member, task: str, second: type[do.Command]
 ) -> None:
     async def fail() -> None:
@@ -188,7 +186,7 @@ async def test_of_tokens_and_claim_none_stays_where_the_other_cannot_be_decided(
     assert_nothing_is_held(member)
 
 
-async def test_where_all_fail_the_run_fails(agents: Agents, member: Member) -> None:
+async def test_run_fails_when_all_emails_fail(agents: Agents, member: Member) -> None:
     agents.on(CLASSIFY_ENDPOINT, answers({"error": "no model"}, 500))
     await emails(member, 2)
     await email_job(member, "email_classify")
@@ -204,41 +202,41 @@ async def test_where_all_fail_the_run_fails(agents: Agents, member: Member) -> N
         (b"\x1f\x8b\x08\x00\x00a", "\x1f\ufffd\x08a"),
         (b"[" * 300 + b"]" * 300, "(nested too deep to be shown)"),
     ],
-    ids=["no text", "nested too deep"],
+    ids=["binary", "nested too deep"],
 )
-async def test_an_answer_that_no_text_may_hold_is_told_of_without_what_it_may_not(
+async def test_unstorable_answer_is_reported_in_storable_form(
     agents: Agents, member: Member, answer: bytes, shown: str
 ) -> None:
     agents.on(CLASSIFY_ENDPOINT, answers_bytes(answer, 502), answers({}))
     email, _ = await emails(member, 2)
     await email_job(member, "email_classify")
     assert (await member.carry_out("email_classify")).outcome == "succeeded"
-    (told,) = member.told(MessageSent)
-    assert told.data
-    assert told.data["left"] == {email: f"the agent answered 502: {shown}"}
+    (report,) = member.told(MessageSent)
+    assert report.data
+    assert report.data["left"] == {email: f"the agent answered 502: {shown}"}
 
 
 @pytest.mark.parametrize(
     "end", [do.StopOrchestrator(), do.RemoveJob(name="email_classify")], ids=["shut down", "removed"]
 )
-async def test_what_ends_on_the_way_leaves_nothing_behind(
+async def test_run_holds_nothing_after_a_shutdown_or_the_removal_of_its_job(
     agents: Agents, member: Member, end: AnyCommand
 ) -> None:
-    enough = asyncio.Event()
-    agents.on(CLASSIFY_ENDPOINT, when(enough))
+    may_answer = asyncio.Event()
+    agents.on(CLASSIFY_ENDPOINT, when(may_answer))
     await emails(member, 3)
     await email_job(member, "email_classify")
     run = await member.run_now("email_classify")
     await eventually(lambda: agents.calls)
     await submit(member.writer, end)
-    enough.set()
+    may_answer.set()
     assert (await member.finished(run)).outcome == "succeeded"
-    # Shut down, no further agent is called.
+    # After the shutdown no further agent is called.
     assert len(agents.calls) == (1 if isinstance(end, do.StopOrchestrator) else 3)
     assert_nothing_is_held(member)
 
 
-async def test_cancelled_by_the_next_tick_it_leaves_nothing_behind(agents: Agents, member: Member) -> None:
+async def test_run_cancelled_by_the_next_tick_holds_nothing(agents: Agents, member: Member) -> None:
     never = asyncio.Event()
     agents.on(CLASSIFY_ENDPOINT, when(never), after(0.1))
     await emails(member, 1)
@@ -258,8 +256,8 @@ async def test_cancelled_by_the_next_tick_it_leaves_nothing_behind(agents: Agent
     assert_nothing_is_held(member)
 
 
-async def test_cancelled_at_any_moment_it_leaves_nothing_behind(agents: Agents, member: Member) -> None:
-    """Whatever command is under way when the run is cut short, what it took is known and given back."""
+async def test_run_cancelled_at_any_moment_holds_nothing(agents: Agents, member: Member) -> None:
+    """Whichever command is in flight when the run is cancelled, what it acquired is known and released."""
     agents.on(CLASSIFY_ENDPOINT, after(0.002))
     await emails(member, 10)
     await email_job(member, "email_classify")
@@ -277,7 +275,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(agents: Agents, 
     assert member.told(OperationFinished)
 
 
-async def test_stopped_on_the_way_it_leaves_nothing_behind(
+async def test_run_stopped_with_the_service_holds_nothing(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
@@ -293,7 +291,7 @@ async def test_stopped_on_the_way_it_leaves_nothing_behind(
     assert_nothing_is_held(member)
 
 
-async def test_what_was_spent_counts_also_where_the_reservation_is_over(
+async def test_tokens_spent_after_the_reservation_ended_are_recorded_as_usage(
     agents: Agents, member: Member
 ) -> None:
     agents.on(CLASSIFY_ENDPOINT, after(0.5, answers({"tokens_used": 77})))
@@ -310,7 +308,7 @@ async def test_what_was_spent_counts_also_where_the_reservation_is_over(
 @pytest.mark.parametrize(
     ("count", "status", "answered"), [(0, 200, False), (1, 200, True), (1, 500, False)]
 )
-async def test_only_where_the_agent_did_something_is_the_run_a_sign_of_its_life(
+async def test_run_counts_as_activity_of_its_agent_only_when_an_email_succeeded(
     agents: Agents, member: Member, count: int, status: int, *, answered: bool
 ) -> None:
     agents.on(CLASSIFY_ENDPOINT, answers({}, status))
@@ -319,7 +317,7 @@ async def test_only_where_the_agent_did_something_is_the_run_a_sign_of_its_life(
     before = member.writer.squad.rows(AGENTS).get(AGENT)
     finished = await member.carry_out("email_classify")
     assert finished.answered is answered
-    after_it = member.writer.squad.rows(AGENTS).get(AGENT)
+    afterwards = member.writer.squad.rows(AGENTS).get(AGENT)
     assert before
-    assert after_it
-    assert (after_it.last_active > before.last_active) is answered
+    assert afterwards
+    assert (afterwards.last_active > before.last_active) is answered

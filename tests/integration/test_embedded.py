@@ -1,6 +1,6 @@
-"""The embedded Postgres, with real servers in folders of their own and real processes that share them."""
+"""The embedded Postgres: real servers in temporary folders, and real processes that share them."""
 
-# ruff: noqa: ASYNC240 - a look at a file blocks nothing else in these tests
+# ruff: noqa: ASYNC240 - file access blocks nothing else in these tests
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 60.0
 
-# Uses the server in the folder named by its argument until it is told to leave.
+# Uses the server in the folder that is its argument, until it reads a line.
 USER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
@@ -74,11 +74,11 @@ class User:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # Not in pytest's own folder, which each new session closes to other users, the server's among them.
+    # Not in pytest's own folder: each new session closes it to other users, such as the server's.
     parent = temporary_folder("squad-test-")
     folder = parent / "data"
     yield folder
-    # Whatever a failed test left running: a server that is closed properly needs none of this.
+    # Stops what a failed test left running.
     for cluster in parent.rglob("PG_VERSION"):
         Cluster(cluster.parent).stop()
     shutil.rmtree(parent)
@@ -114,7 +114,7 @@ def query(dsn: str, statement: str) -> object:
         return None if row is None else row[0]
 
 
-async def test_a_started_server_answers_and_a_stopped_one_is_gone(folder: Path) -> None:
+async def test_started_server_answers_and_stopped_server_is_gone(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     dsn = await server.start()
     assert query(dsn, "SELECT 1") == 1
@@ -124,7 +124,7 @@ async def test_a_started_server_answers_and_a_stopped_one_is_gone(folder: Path) 
         query(dsn, "SELECT 1")
 
 
-async def test_it_is_durable_in_utf8_and_reached_by_its_socket_only(folder: Path) -> None:
+async def test_server_is_durable_uses_utf8_and_listens_only_on_its_socket(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     dsn = await server.start()
     settings = {
@@ -158,7 +158,7 @@ async def test_data_survives_a_restart(folder: Path) -> None:
     await second.stop()
 
 
-async def test_stopping_twice_or_unstarted_does_nothing(folder: Path) -> None:
+async def test_stop_does_nothing_when_the_server_is_not_started_or_already_stopped(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     await server.stop()
     await server.start()
@@ -167,7 +167,7 @@ async def test_stopping_twice_or_unstarted_does_nothing(folder: Path) -> None:
     assert postmaster_pid(folder) is None
 
 
-async def test_a_cancelled_start_is_undone_by_stop(folder: Path) -> None:
+async def test_cancelled_start_is_undone_by_stop(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     start = asyncio.create_task(server.start())
     await eventually(folder.exists)
@@ -178,7 +178,7 @@ async def test_a_cancelled_start_is_undone_by_stop(folder: Path) -> None:
     assert postmaster_pid(folder) is None
 
 
-async def test_an_abandoned_server_stops_by_itself(folder: Path) -> None:
+async def test_abandoned_server_stops_by_itself(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     await server.start()
     server.abandon()
@@ -186,7 +186,7 @@ async def test_an_abandoned_server_stops_by_itself(folder: Path) -> None:
     await server.stop()
 
 
-async def test_an_abandoned_server_goes_on_for_others(
+async def test_abandoned_server_keeps_running_for_other_users(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     user = await another_user()
@@ -201,7 +201,7 @@ async def test_an_abandoned_server_goes_on_for_others(
     assert postmaster_pid(folder) is None
 
 
-async def test_the_last_of_two_processes_stops_the_server(
+async def test_last_of_two_processes_stops_the_server(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     first, second = await another_user(), await another_user()
@@ -215,7 +215,7 @@ async def test_the_last_of_two_processes_stops_the_server(
     assert postmaster_pid(folder) is None
 
 
-async def test_three_processes_that_start_at_once_from_nothing_share_one_server(
+async def test_three_processes_that_start_concurrently_share_one_new_server(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     users = await asyncio.gather(*(another_user() for _ in range(3)))
@@ -227,7 +227,7 @@ async def test_three_processes_that_start_at_once_from_nothing_share_one_server(
     assert postmaster_pid(folder) is None
 
 
-async def test_a_killed_process_is_not_counted(
+async def test_killed_process_does_not_count_as_a_user(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     user = await another_user()
@@ -239,7 +239,7 @@ async def test_a_killed_process_is_not_counted(
     assert postmaster_pid(folder) is None
 
 
-async def test_the_server_of_a_killed_process_is_used_again(
+async def test_server_of_a_killed_process_is_reused(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     user = await another_user()
@@ -254,7 +254,7 @@ async def test_the_server_of_a_killed_process_is_used_again(
     assert postmaster_pid(folder) is None
 
 
-async def test_a_process_killed_while_it_makes_the_cluster_leaves_a_folder_that_starts(
+async def test_server_starts_after_a_process_was_killed_while_creating_the_cluster(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     user = await another_user()
@@ -267,7 +267,7 @@ async def test_a_process_killed_while_it_makes_the_cluster_leaves_a_folder_that_
 
 
 @pytest.mark.faults
-async def test_a_killed_server_is_started_again_with_all_that_was_committed(
+async def test_killed_server_is_restarted_with_all_committed_data(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:
     user = await another_user()
@@ -297,7 +297,7 @@ async def test_a_killed_server_is_started_again_with_all_that_was_committed(
     assert postmaster_pid(folder) is None
 
 
-async def test_files_with_a_process_number_that_is_another_programs_by_now_do_no_harm(folder: Path) -> None:
+async def test_stale_files_with_the_pid_of_another_process_are_ignored(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     await server.start()
     files = [folder / "postgres" / name for name in ("postmaster.pid", ".s.PGSQL.5432.lock")]
@@ -312,13 +312,13 @@ async def test_files_with_a_process_number_that_is_another_programs_by_now_do_no
 @pytest.mark.parametrize(
     "content", [b"\0" * 80, b"\xff\n", b"\n", b"many\n"], ids=["nul", "bytes", "line", "word"]
 )
-async def test_a_pid_file_of_nonsense_does_no_harm(folder: Path, content: bytes) -> None:
+async def test_malformed_pid_file_is_ignored(folder: Path, content: bytes) -> None:
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "postmaster.pid").write_bytes(content)
     assert postmaster_pid(folder) is None
 
 
-async def test_a_path_too_long_for_a_socket_is_no_obstacle(folder: Path) -> None:
+async def test_socket_of_a_folder_with_a_long_path_is_in_a_private_temporary_folder(folder: Path) -> None:
     deep = folder.joinpath(*["a-folder-with-a-long-name"] * 6)
     server = EmbeddedPostgres(deep)
     dsn = await server.start()
@@ -329,13 +329,13 @@ async def test_a_path_too_long_for_a_socket_is_no_obstacle(folder: Path) -> None
     assert not socket_folder.exists()
 
 
-async def test_a_path_with_spaces_commas_and_quotes_is_no_obstacle(folder: Path) -> None:
+async def test_path_may_contain_spaces_commas_and_quotes(folder: Path) -> None:
     server = EmbeddedPostgres(folder / "it's odd, isn't it")
     assert query(await server.start(), "SELECT 1") == 1
     await server.stop()
 
 
-async def test_a_cluster_of_another_major_version_is_refused_by_name(folder: Path) -> None:
+async def test_cluster_of_another_major_version_is_rejected_with_instructions(folder: Path) -> None:
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "PG_VERSION").write_text("16\n")
     message = (
@@ -345,20 +345,20 @@ async def test_a_cluster_of_another_major_version_is_refused_by_name(folder: Pat
         await EmbeddedPostgres(folder).start()
 
 
-async def test_a_folder_with_something_else_in_it_is_left_alone(folder: Path) -> None:
+async def test_folder_with_other_contents_is_rejected(folder: Path) -> None:
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "letter.txt").write_text("dear diary")
     with pytest.raises(EmbeddedPostgresError, match="is not empty and not a Postgres cluster"):
         await EmbeddedPostgres(folder).start()
 
 
-async def test_what_the_server_says_about_a_failed_start_is_handed_on(folder: Path) -> None:
+async def test_failed_start_is_reported_with_the_servers_reason(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     dsn = await server.start()
     with pytest.raises(psycopg.OperationalError):
         query(make_conninfo(dsn, dbname="an_older_error_in_the_log"), "SELECT 1")
     await server.stop()
-    # Found out too late for one of its two logs, and in time for the other.
+    # The first error comes after the logging collector has started, the second one before.
     (folder / "postgres" / "global" / "pg_control").unlink()
     with pytest.raises(EmbeddedPostgresError, match=r"did not start: .*pg_control"):
         await server.start()
@@ -368,19 +368,19 @@ async def test_what_the_server_says_about_a_failed_start_is_handed_on(folder: Pa
         await server.start()
 
 
-async def test_a_file_in_place_of_the_folder_is_named(folder: Path) -> None:
+async def test_file_in_place_of_the_folder_is_reported(folder: Path) -> None:
     folder.write_text("a file")
     with pytest.raises(EmbeddedPostgresError, match=f"cannot use {folder}: it is not a folder"):
         await EmbeddedPostgres(folder).start()
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="needs a place where even root may not write")
-async def test_a_place_where_nobody_may_write_is_named() -> None:
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="needs a folder where even root may not write")
+async def test_folder_that_cannot_be_created_is_reported() -> None:
     with pytest.raises(EmbeddedPostgresError, match=r"/sys/squad.*(no permission|read-only)"):
         await EmbeddedPostgres(Path("/sys/squad")).start()
 
 
-def test_a_full_disk_is_one_clear_line(folder: Path) -> None:
+def test_full_disk_is_reported_in_one_line(folder: Path) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with (
         pytest.raises(EmbeddedPostgresError, match=r"there is no space left") as caught,
@@ -390,8 +390,10 @@ def test_a_full_disk_is_one_clear_line(folder: Path) -> None:
     assert caught.value.__cause__ is full
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user run Postgres")
-def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as another user")
+def test_root_gets_one_log_line_for_each_folder_made_traversable(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     closed = folder.parent / "closed"
     closed.mkdir(mode=0o700)
     for _ in range(2):
@@ -400,8 +402,8 @@ def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogC
     assert caplog.text.count(f"made {closed} traversable for every user") == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user run Postgres")
-def test_all_of_what_was_installed_with_a_strict_umask_is_opened(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as another user")
+def test_installation_with_a_strict_umask_is_made_readable_for_every_user(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {
@@ -420,7 +422,7 @@ def test_all_of_what_was_installed_with_a_strict_umask_is_opened(
     assert (folder / "pg.libs").stat().st_mode & 0o777 == 0o705
 
 
-def test_of_a_folder_to_be_thrown_away_nobody_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_temporary_folder_made_traversable_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     made = temporary_folder("squad-test-")
     try:
         grant_access(made / "data")
@@ -429,7 +431,7 @@ def test_of_a_folder_to_be_thrown_away_nobody_is_told(caplog: pytest.LogCaptureF
     assert str(made) not in caplog.text
 
 
-def test_a_new_loop_can_stop_what_another_has_started(folder: Path) -> None:
+def test_server_can_be_stopped_from_another_event_loop(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     dsn = run_apart(server.start())
     assert query(dsn, "SELECT 1") == 1

@@ -1,4 +1,4 @@
-"""What is read of a log in Postgres explains as much as the whole log in a list does."""
+"""Explanations by queries to Postgres equal those from the whole log in a list."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ if TYPE_CHECKING:
     from tests.support.jobs import Member
 
 
-async def _assert_explained_alike(dsn: str, every: int = 1) -> list[Recorded]:
+async def _assert_same_explanations(dsn: str, every: int = 1) -> list[Recorded]:
     async with connected(dsn) as connection:
         log = await whole_log(connection)
-        logged, listed = PostgresLogQueries(connection), ListLogQueries(log)
+        postgres, in_memory = PostgresLogQueries(connection), ListLogQueries(log)
         for position in range(1, len(log) + 1, every):
-            assert await explain(logged, position) == await explain(listed, position)
-        assert await explain(logged, len(log) + 1) is None
+            assert await explain(postgres, position) == await explain(in_memory, position)
+        assert await explain(postgres, len(log) + 1) is None
     return log
 
 
-async def test_a_life_is_explained_from_the_log_as_from_a_list(database: str) -> None:
+async def test_random_history_is_explained_from_postgres_as_from_a_list(database: str) -> None:
     async with running_writer(database, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
         await RandomHistory(seed=7).live(writer, 400)
         await submit(writer, do.SetBudget(agent_limits={"alice": 10}))
         for agent in ("alice", "bob"):
             refused = await submit(writer, do.ReserveTokens(agent=agent, tokens=20_000))
             assert refused.refusal
-    log = await _assert_explained_alike(database)
+    log = await _assert_same_explanations(database)
     kinds = {recorded.type for recorded in log}
     assert kinds >= {"conflict_detected", "tokens_denied", "budget_threshold_crossed", "email_updated"}
 
 
-async def test_what_was_reserved_the_day_before_fills_no_other_day(database: str) -> None:
+async def test_tokens_reserved_the_day_before_do_not_count_on_the_next_day(database: str) -> None:
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
+        log_writer = LogWriter(connection)
         first, second = date(2026, 3, 2), date(2026, 3, 3)
         held = TokensReserved(
             day=first, reservation_id=new_id(), agent="ann", tokens=300, expires_at=_midnight(4)
         )
         ended = structs.asdict(held)
         del ended["tokens"], ended["expires_at"]
-        await scribe.append(
-            _begun(first, 2),
+        await log_writer.append(
+            _day_started(first, 2),
             held,
-            _begun(second, 3),
+            _day_started(second, 3),
             TokensSettled(**ended, tokens_reserved=300, tokens_used=200),
             TokensUsed(day=second, agent="bob", tokens=50),
             TokensReserved(
@@ -75,20 +75,20 @@ async def test_what_was_reserved_the_day_before_fills_no_other_day(database: str
             ),
             TokensDenied(day=second, agent="bob", tokens=951, reason="budget_exhausted", remaining=943),
         )
-        found = await explain(PostgresLogQueries(connection), scribe.head.position)
+        found = await explain(PostgresLogQueries(connection), log_writer.head.position)
     assert found
     assert (found.facts["used"], found.facts["reserved"]) == (50, 7)
-    await _assert_explained_alike(database)
+    await _assert_same_explanations(database)
 
 
-async def test_what_a_run_does_leads_back_to_its_tick(
+async def test_events_of_a_run_are_traced_back_to_its_tick(
     database: str, agents: Agents, member: Member
 ) -> None:
     agents.on("/poll", answers({"tokens_used": 40}))
     await define(member, "poll", every="1s", tokens=100)
     (started,) = await eventually(lambda: member.told(RunStarted)[:1])
     await member.finished(started.run_id)
-    # The agent hands the run's id on with what it writes meanwhile.
+    # The agent passes the run's id on with what it writes during the run.
     wrote = do.SendMessage(from_agent="worker", message="three e-mails")
     await member.writer.submit(Request(wrote, "agent:worker", agents.calls[0].payload["run_id"]))
     async with connected(database) as connection:
@@ -111,7 +111,7 @@ def _midnight(day: int) -> datetime:
     return datetime(2026, 3, day, tzinfo=UTC)
 
 
-def _begun(day: date, number: int) -> BudgetDayReset:
+def _day_started(day: date, number: int) -> BudgetDayReset:
     return BudgetDayReset(
         day=day,
         starts_at=_midnight(number),

@@ -1,4 +1,4 @@
-"""The tables of a log that is imported: stored with it, or neither is."""
+"""The tables of an imported log are stored together with it, or nothing is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
 
 
 async def _lines(dsn: str) -> list[bytes]:
-    """An export of twelve events: the header, and a line each."""
+    """Return an export of twelve events: the header, and a line for each."""
     lines: list[bytes] = []
     async with connected(dsn) as connection:
         await some_history(connection)
@@ -38,28 +38,30 @@ async def _lines(dsn: str) -> list[bytes]:
     return lines
 
 
-async def _import(connection: Connection, lines: list[bytes], told: list[int]) -> None:
+async def _import(connection: Connection, lines: list[bytes], progress: list[int]) -> None:
     async def chunks() -> AsyncIterator[list[bytes]]:
         yield lines
 
     await import_log(
         connection,
         chunks(),
-        fill=partial(fill, connection, report=lambda position, goal: told.extend((position, goal))),
+        fill=partial(fill, connection, report=lambda position, goal: progress.extend((position, goal))),
     )
 
 
-async def test_tables_are_there_when_the_log_is(database: str, new_squad: str) -> None:
-    told: list[int] = []
+async def test_tables_are_filled_together_with_the_imported_log(database: str, new_squad: str) -> None:
+    progress: list[int] = []
     async with connected(new_squad) as connection:
-        await _import(connection, await _lines(database), told)
+        await _import(connection, await _lines(database), progress)
         rows = await (await connection.execute("SELECT DISTINCT position FROM projections")).fetchall()
         assert rows == [(EVENTS,)]
     assert await assert_tables_equal_fold(new_squad) > EVENTS // 2
-    assert told[-2:] == [EVENTS, EVENTS]
+    assert progress[-2:] == [EVENTS, EVENTS]
 
 
-async def test_what_a_table_refuses_is_named_and_nothing_is_stored(database: str, new_squad: str) -> None:
+async def test_import_reports_the_event_that_a_table_rejects_and_stores_nothing(
+    database: str, new_squad: str
+) -> None:
     lines = await _lines(database)
     async with connected(new_squad) as connection:
         await connection.execute("ALTER TABLE squad_messages ADD CHECK (message <> 'message 6')")

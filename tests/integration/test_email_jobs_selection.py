@@ -1,4 +1,4 @@
-"""Which e-mails have their turn, which are left for later, and which go behind the others."""
+"""Which e-mails a job processes, which it skips or leaves for later, and which move behind the others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.jobs import Member
 
 
-async def test_only_what_waits_is_worked_on(agents: Agents, member: Member) -> None:
+async def test_only_waiting_emails_are_processed(agents: Agents, member: Member) -> None:
     (first, second) = await emails(member, 2, classified=True)
     await submit(member.writer, do.UpdateEmail(email_id=first, status="draft_created"))
     await email_job(member, "email_classify")
@@ -39,7 +39,7 @@ async def test_only_what_waits_is_worked_on(agents: Agents, member: Member) -> N
     assert [call.payload["email_id"] for call in agents.calls] == [second]
 
 
-async def test_what_was_erased_with_its_sender_is_left_alone(agents: Agents, database: str) -> None:
+async def test_emails_of_a_forgotten_sender_are_skipped(agents: Agents, database: str) -> None:
     async with running_member(database, agents.url, encrypt=True) as member:
         await emails(member, 1)
         await submit(member.writer, do.ForgetSubject(subject="ada@example.org"))
@@ -51,28 +51,28 @@ async def test_what_was_erased_with_its_sender_is_left_alone(agents: Agents, dat
 
 
 @pytest.mark.parametrize(("task", "budget"), [("email_classify", 1_000), ("email_respond", 1_700)])
-async def test_where_the_budget_refuses_it_stops(
+async def test_run_stops_when_the_budget_refuses(
     agents: Agents, member: Member, task: str, budget: int
 ) -> None:
     await emails(member, 4, classified=task == "email_respond")
-    # Classifying takes 300 of each 500 set aside, responding 600 of each 800: there is enough for two.
+    # Classifying uses 300 of each 500 reserved, responding 600 of each 800: there is enough for two.
     await submit(member.writer, do.SetBudget(daily_tokens=budget))
     await email_job(member, task)
     finished = await member.carry_out(task)
     assert finished.outcome == "succeeded"
     assert len(agents.calls) == 2
     assert len(member.told(TokensDenied)) == 1
-    (told,) = member.told(MessageSent)
-    assert told.message == f"{task}: 2 of 4 e-mails done, 1 left for later; the budget allows no more"
+    (report,) = member.told(MessageSent)
+    assert report.message == f"{task}: 2 of 4 e-mails done, 1 left for later; the budget allows no more"
     assert_nothing_is_held(member)
 
 
 @pytest.mark.parametrize("task", ["email_classify", "email_respond"])
-async def test_an_email_that_somebody_else_is_at_is_left_for_later_and_said_so(
+async def test_email_claimed_by_another_agent_is_left_for_later_and_reported(
     agents: Agents, member: Member, task: str
 ) -> None:
-    taken, free = await emails(member, 2, classified=task == "email_respond")
-    claim = do.StartOperation(agent="quote_agent", action="quote", resources={"emailId": taken})
+    claimed, free = await emails(member, 2, classified=task == "email_respond")
+    claim = do.StartOperation(agent="quote_agent", action="quote", resources={"emailId": claimed})
     held = await submit(member.writer, claim)
     await email_job(member, task)
     finished = await member.carry_out(task)
@@ -83,14 +83,14 @@ async def test_an_email_that_somebody_else_is_at_is_left_for_later_and_said_so(
     left, _ = member.told(MessageSent)
     assert left.agent == AGENT
     assert left.message == (
-        f"{task.removeprefix('email_')} of e-mail {taken} is left for later:"
-        f" 'quote_agent' has claimed emailId {taken} for 'quote'"
+        f"{task.removeprefix('email_')} of e-mail {claimed} is left for later:"
+        f" 'quote_agent' has claimed emailId {claimed} for 'quote'"
     )
     await submit(member.writer, do.FinishOperation(operation_id=held.reply["id"], outcome="succeeded"))
     assert_nothing_is_held(member)
 
 
-async def test_what_failed_goes_behind_the_others_and_what_it_used_counts(
+async def test_failed_email_moves_behind_the_others_and_its_tokens_count(
     agents: Agents, member: Member
 ) -> None:
     agents.on(CLASSIFY_ENDPOINT, answers({"tokens_used": 9}, 500), classifies(member))
@@ -105,8 +105,8 @@ async def test_what_failed_goes_behind_the_others_and_what_it_used_counts(
     assert_nothing_is_held(member)
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["left as they are", "claimed by somebody"])
-async def test_what_still_waits_afterwards_goes_behind_the_others(
+@pytest.mark.parametrize("held", [False, True], ids=["left unchanged", "claimed by another agent"])
+async def test_emails_still_waiting_after_a_run_move_behind_the_others(
     agents: Agents, member: Member, *, held: bool
 ) -> None:
     waiting = await emails(member, 7, classified=True)
@@ -120,7 +120,9 @@ async def test_what_still_waits_afterwards_goes_behind_the_others(
     assert called == (waiting[5:] if held else [*waiting, *waiting[:3]])
 
 
-async def test_where_the_budget_refuses_none_goes_behind_the_others(agents: Agents, member: Member) -> None:
+async def test_email_that_the_budget_refused_does_not_move_behind_the_others(
+    agents: Agents, member: Member
+) -> None:
     await emails(member, 1)
     await submit(member.writer, do.SetBudget(daily_tokens=100))
     await email_job(member, "email_classify")
@@ -129,7 +131,7 @@ async def test_where_the_budget_refuses_none_goes_behind_the_others(agents: Agen
     assert not member.scheduler._failure_counts
 
 
-async def test_of_what_is_over_nothing_is_remembered(agents: Agents, member: Member) -> None:
+async def test_failure_count_is_dropped_when_the_email_is_archived(agents: Agents, member: Member) -> None:
     agents.on(CLASSIFY_ENDPOINT, answers({}, 500))
     (email,) = await emails(member, 1)
     await email_job(member, "email_classify")
@@ -140,8 +142,8 @@ async def test_of_what_is_over_nothing_is_remembered(agents: Agents, member: Mem
     assert not member.scheduler._failure_counts
 
 
-async def test_of_what_is_left_nothing_stays_in_memory(agents: Agents, member: Member) -> None:
-    """An exception and what holds it are a circle, in which all stays that the agent answered."""
+async def test_skipped_emails_leave_nothing_in_memory(agents: Agents, member: Member) -> None:
+    """An exception and what references it form a cycle, which would keep the agent's answer."""
     agents.on(CLASSIFY_ENDPOINT, answers({}, 500))
     await emails(member, 3)
     await email_job(member, "email_classify")
@@ -156,7 +158,7 @@ async def test_of_what_is_left_nothing_stays_in_memory(agents: Agents, member: M
 
 
 @pytest.mark.parametrize("status", ["classified", "archived"])
-async def test_what_somebody_finished_since_it_was_chosen_is_passed_over(
+async def test_email_finished_by_others_since_its_selection_is_skipped(
     agents: Agents, member: Member, status: Literal["classified", "archived"]
 ) -> None:
     first, second, third = await emails(member, 3)
@@ -170,10 +172,10 @@ async def test_what_somebody_finished_since_it_was_chosen_is_passed_over(
     await email_job(member, "email_classify")
     assert (await member.carry_out("email_classify")).outcome == "succeeded"
     assert [call.payload["email_id"] for call in agents.calls] == [first, third]
-    (told,) = member.told(MessageSent)
-    assert told.message == "email_classify: 2 of 3 e-mails done, 1 no longer waiting"
-    assert told.data
-    assert told.data["left"] == {second: "it was finished or erased meanwhile"}
+    (report,) = member.told(MessageSent)
+    assert report.message == "email_classify: 2 of 3 e-mails done, 1 no longer waiting"
+    assert report.data
+    assert report.data["left"] == {second: "it was finished or erased meanwhile"}
     assert [item.outcome for item in member.told(OperationFinished)] == [
         "succeeded",
         "cancelled",
@@ -182,13 +184,13 @@ async def test_what_somebody_finished_since_it_was_chosen_is_passed_over(
     assert_nothing_is_held(member)
 
 
-async def test_one_that_hangs_leaves_time_for_the_others(agents: Agents, member: Member) -> None:
+async def test_hanging_call_leaves_time_for_the_other_emails(agents: Agents, member: Member) -> None:
     agents.on(CLASSIFY_ENDPOINT, drips(), answers({}))
     await emails(member, 3)
     await email_job(member, "email_classify", timeout_seconds=1.0)
     finished = await member.carry_out("email_classify")
     assert finished.outcome == "succeeded"
-    (told,) = member.told(MessageSent)
-    assert told.message == "email_classify: 2 of 3 e-mails done, 1 left for later"
+    (report,) = member.told(MessageSent)
+    assert report.message == "email_classify: 2 of 3 e-mails done, 1 left for later"
     assert [item.outcome for item in member.told(OperationFinished)] == ["cancelled", *["succeeded"] * 2]
     assert_nothing_is_held(member)
