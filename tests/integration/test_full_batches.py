@@ -1,4 +1,4 @@
-"""A batch is full when its events are large or many, however few its commands; the next takes the rest."""
+"""A batch is full when its events are large or many, however few its commands; the next has the rest."""
 
 from __future__ import annotations
 
@@ -30,61 +30,61 @@ COMMANDS = 40
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many events each append had."""
+    """The number of events of each append."""
     sizes: list[int] = []
     append = log.append
 
-    async def noting(
+    async def recording(
         connection: Connection, batch: Sequence[Recorded], decided_at: datetime, **how: Any
     ) -> datetime:
-        its_time = await append(connection, batch, decided_at, **how)
+        recorded_at = await append(connection, batch, decided_at, **how)
         sizes.append(len(batch))
-        return its_time
+        return recorded_at
 
-    monkeypatch.setattr(log, "append", noting)
+    monkeypatch.setattr(log, "append", recording)
     return sizes
 
 
-async def _all(writer: Writer, numbers: range) -> list[int]:
-    """Has messages decided that come together; returns their positions."""
+async def _submit_together(writer: Writer, numbers: range) -> list[int]:
+    """Submit messages together; return their positions."""
     requests = [Request(message(str(number)), "agent:alice", "together") for number in numbers]
     outcomes = await asyncio.gather(*writer.put_all(requests))
     return [outcome.position or 0 for outcome in outcomes]
 
 
-async def test_what_takes_too_long_to_decide_goes_some_at_a_time(
+async def test_batch_that_takes_too_long_to_decide_is_split(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database takes only what was decided within the last second. On a slow machine that is little."""
-    append, turned_back = log.append, 0
+    """The database accepts only what was decided within the last second: not much on a slow machine."""
+    append, rejected = log.append, 0
 
-    async def slowly(
+    async def append_slowly(
         connection: Connection, batch: Sequence[Recorded], decided_at: datetime, **how: Any
     ) -> datetime:
-        nonlocal turned_back
+        nonlocal rejected
         if len(batch) > 4:
-            turned_back += 1
+            rejected += 1
             decided_at -= timedelta(seconds=2)
         return await append(connection, batch, decided_at, **how)
 
     async with running_writer(database) as writer:
-        await _all(writer, range(1))
-        monkeypatch.setattr(log, "append", slowly)
-        positions = await _all(writer, range(1, COMMANDS))
-        assert turned_back
+        await _submit_together(writer, range(1))
+        monkeypatch.setattr(log, "append", append_slowly)
+        positions = await _submit_together(writer, range(1, COMMANDS))
+        assert rejected
         assert positions == sorted(set(positions))
     await assert_log_is_sound(database)
 
 
-@pytest.mark.parametrize(("bound", "most"), [("MAX_BATCH_BYTES", 200), ("MAX_BATCH_EVENTS", 3)])
-async def test_what_is_left_goes_into_the_next_in_order(
-    database: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+@pytest.mark.parametrize(("limit", "value"), [("MAX_BATCH_BYTES", 200), ("MAX_BATCH_EVENTS", 3)])
+async def test_commands_beyond_a_full_batch_follow_in_order(
+    database: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     async with running_writer(database) as writer:
-        await _all(writer, range(1))
+        await _submit_together(writer, range(1))
         sizes.clear()
-        monkeypatch.setattr(f"service.writing.batch.{bound}", most)
-        positions = await _all(writer, range(COMMANDS))
+        monkeypatch.setattr(f"service.writing.batch.{limit}", value)
+        positions = await _submit_together(writer, range(COMMANDS))
         assert positions == list(range(positions[0], positions[0] + COMMANDS))
         assert sum(sizes) == COMMANDS
         assert max(sizes) < COMMANDS / 4
@@ -92,17 +92,17 @@ async def test_what_is_left_goes_into_the_next_in_order(
 
 
 @pytest.mark.parametrize("writers", [1, 2])
-async def test_nothing_is_lost_or_doubled_where_each_batch_is_full_at_once(
+async def test_nothing_is_lost_or_duplicated_when_each_command_fills_a_batch(
     database: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch, writers: int
 ) -> None:
     monkeypatch.setattr("service.writing.batch.MAX_BATCH_BYTES", 1)
     async with AsyncExitStack() as stack:
-        alive = [await stack.enter_async_context(running_writer(database)) for _ in range(writers)]
-        await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed, writer in enumerate(alive)))
-        found = await asyncio.gather(*(_all(writer, range(COMMANDS)) for writer in alive))
-    for positions in found:
+        active = [await stack.enter_async_context(running_writer(database)) for _ in range(writers)]
+        await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed, writer in enumerate(active)))
+        results = await asyncio.gather(*(_submit_together(writer, range(COMMANDS)) for writer in active))
+    for positions in results:
         assert positions == sorted(positions)
-    assert len({position for positions in found for position in positions}) == COMMANDS * writers
+    assert len({position for positions in results for position in positions}) == COMMANDS * writers
     async with connected(database) as connection:
         assert await log.head_position(connection) == sum(sizes)
     await assert_log_is_sound(database)

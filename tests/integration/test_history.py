@@ -1,4 +1,4 @@
-"""The squad as it was: at every position, by whatever way it is found, what was in memory then."""
+"""The squad as it was: at every position, the state folded from the log is what was in memory then."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ POSITIONS = 1_000
 
 
 @pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snapshots lie closer together than they otherwise would."""
+def frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are closer together than usual, and pages shorter."""
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 50)
 
 
 class Reference:
-    """The simplest fold there is, event by event: nothing ever leaves it until somebody asks."""
+    """The simplest possible fold, event by event: nothing is removed from memory before a state is read."""
 
     def __init__(self, events: Sequence[Recorded]) -> None:
         self._events = events
         self._draft = Draft(Squad())
 
     def at(self, position: int) -> dict[str, Any]:
-        """The squad at a position; those asked for must come in order."""
+        """Return the squad at a position; positions must be requested in ascending order."""
         for recorded in self._events[self._draft.head.position : position]:
             self._draft.fold(codec.decode(recorded), recorded)
         squad = Squad()
@@ -62,30 +62,30 @@ class Reference:
         return contents(squad)
 
 
-async def _lived(connection: Connection) -> dict[int, dict[str, Any]]:
-    """Fills the log with a life of every kind of event; what was in memory after each batch of it."""
-    chronicle = SimulatedSquad(seed=5, open_things=30)
+async def _fill_log(connection: Connection) -> dict[int, dict[str, Any]]:
+    """Fill the log with a history of every event type; return what was in memory after each batch."""
+    simulated = SimulatedSquad(seed=5, open_things=30)
     now = await log.clock(connection) - timedelta(days=1)
-    page = chronicle.first(now)
-    lived: dict[int, dict[str, Any]] = {}
-    # What a batch of it holds depends on the hour: the day's budget may end while it goes on.
-    while len(page) < EVENTS or len(lived) < POSITIONS // 5:
-        lived[chronicle.squad.head.position] = contents(chronicle.squad.copy())
+    page = simulated.first(now)
+    states: dict[int, dict[str, Any]] = {}
+    # The size of a batch depends on the time of day: the day's budget may end in the meantime.
+    while len(page) < EVENTS or len(states) < POSITIONS // 5:
+        states[simulated.squad.head.position] = contents(simulated.squad.copy())
         now += timedelta(seconds=12)
-        page += chronicle.more(now)
+        page += simulated.more(now)
     await copy_in(connection, page)
-    return lived
+    return states
 
 
-@pytest.mark.usefixtures("often")
-async def test_at_a_thousand_positions_it_is_what_it_was(connection: Connection) -> None:
-    lived = await _lived(connection)
+@pytest.mark.usefixtures("frequent_snapshots")
+async def test_state_at_a_thousand_positions_is_what_was_in_memory(connection: Connection) -> None:
+    states = await _fill_log(connection)
     events = await whole_log(connection)
     random = Random(1)
-    among_lived = random.sample(sorted(lived), POSITIONS // 5)
-    positions = sorted({*among_lived, *random.sample(range(1, len(events) + 1), POSITIONS)})
+    batch_ends = random.sample(sorted(states), POSITIONS // 5)
+    positions = sorted({*batch_ends, *random.sample(range(1, len(events) + 1), POSITIONS)})
     await state_at(connection, positions[-1], await snapshot_writer(connection))
-    # Some vanish, some are spoilt: then it takes longer, and that is all.
+    # Missing and corrupt snapshots only make it slower.
     taken = await snapshots.positions(connection)
     assert len(taken) > 15
     await connection.execute("DELETE FROM snapshots WHERE position = ANY(%s)", (taken[4:7],))
@@ -98,32 +98,32 @@ async def test_at_a_thousand_positions_it_is_what_it_was(connection: Connection)
     for position in positions:
         then = contents(await state_at(connection, position))
         assert then == reference.at(position), position
-        if position in lived:
-            assert then == lived[position], position
+        if position in states:
+            assert then == states[position], position
     assert [fault.position for fault in await check_snapshots(connection)] == taken[9:11]
 
 
-async def test_it_is_what_two_processes_had_in_memory(database: str, connection: Connection) -> None:
-    lived: list[Squad] = []
+async def test_state_is_what_two_processes_had_in_memory(database: str, connection: Connection) -> None:
+    states: list[Squad] = []
     hints = Hints()
     async with (
         running_writer(database, hints=hints) as one,
         running_writer(database, hints=hints) as other,
     ):
-        one.observers.append(lambda _: lived.append(one.squad.copy()))
-        other.observers.append(lambda _: lived.append(other.squad.copy()))
-        life = RandomHistory(seed=21)
+        one.observers.append(lambda _: states.append(one.squad.copy()))
+        other.observers.append(lambda _: states.append(other.squad.copy()))
+        history = RandomHistory(seed=21)
         for turn in range(400):
-            command = life.next()
-            life.adjust(command, await submit((one, other)[turn % 2], command))
-    # What was opened again by the other process has to be read before it can be shown.
-    assert any(squad.absent for squad in lived)
-    for squad in lived:
+            command = history.next()
+            history.adjust(command, await submit((one, other)[turn % 2], command))
+    # What the other process reopened must be read before it can be compared.
+    assert any(squad.absent for squad in states)
+    for squad in states:
         await load_open(connection, squad)
         assert contents(await state_at(connection, squad.head.position)) == contents(squad)
 
 
-async def test_what_another_process_opened_again_comes_into_memory(database: str) -> None:
+async def test_email_reopened_by_another_process_is_loaded_into_memory(database: str) -> None:
     hints = Hints()
     async with (
         running_writer(database, hints=hints) as one,
@@ -143,26 +143,26 @@ async def test_what_another_process_opened_again_comes_into_memory(database: str
         assert not other.squad.absent
 
 
-async def test_it_comes_into_memory_also_where_every_batch_is_decided_holding_the_lock(
+async def test_reopened_email_is_loaded_when_every_batch_is_decided_under_the_lock(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as one, running_writer(database) as other:
         keeper = other._appender.keeper
         lock_log = keeper.lock_log
 
-        async def as_if_others_wrote(connection: Connection) -> bool:
+        async def lock_as_if_others_had_written(connection: Connection) -> bool:
             await lock_log(connection)
             return True
 
-        monkeypatch.setattr(keeper, "lock_log", as_if_others_wrote)
+        monkeypatch.setattr(keeper, "lock_log", lock_as_if_others_had_written)
         other._appender.contended = True
-        ends = asyncio.Event()
+        stop = asyncio.Event()
 
-        async def talk() -> None:
-            while not ends.is_set():
+        async def keep_writing() -> None:
+            while not stop.is_set():
                 await submit(other, message("and so on"))
 
-        talks = [asyncio.create_task(talk()) for _ in range(20)]
+        writing = [asyncio.create_task(keep_writing()) for _ in range(20)]
         try:
             email = await submit(
                 one, do.LogEmail(gmail_message_id="g-1", from_email="a@example.org", status="sent")
@@ -171,11 +171,11 @@ async def test_it_comes_into_memory_also_where_every_batch_is_decided_holding_th
             await submit(one, do.UpdateEmail(email_id=email_id, status="classified"))
             await eventually(lambda: email_id in other.squad.tables["email_logs"])
         finally:
-            ends.set()
-            await asyncio.gather(*talks)
+            stop.set()
+            await asyncio.gather(*writing)
 
 
-async def test_before_the_first_event_there_is_nothing(connection: Connection) -> None:
+async def test_state_before_the_first_event_is_empty(connection: Connection) -> None:
     assert contents(await state_at(connection, 0)) == contents(Squad())
     then = await squad_at(connection, None)
     assert (contents(then.squad), then.moment) == (contents(Squad()), None)
@@ -183,7 +183,7 @@ async def test_before_the_first_event_there_is_nothing(connection: Connection) -
     assert contents(await state_at(connection, 0)) == contents(Squad())
 
 
-async def test_beyond_the_end_there_is_nothing_to_tell(database: str, connection: Connection) -> None:
+async def test_position_or_time_beyond_the_log_is_rejected(database: str, connection: Connection) -> None:
     async with running_writer(database) as writer:
         head = writer.squad.head.position
     now = await log.clock(connection)
@@ -191,13 +191,13 @@ async def test_beyond_the_end_there_is_nothing_to_tell(database: str, connection
     for at in beyond:
         with pytest.raises(BeyondTheLog):
             await squad_at(connection, at)
-    # Clocks differ a little, and now is not the future.
+    # Clocks differ a little: a time slightly ahead is not beyond the log.
     for place in (head, now + timedelta(seconds=20), None):
         assert (await squad_at(connection, place)).squad.head.position == head
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 1), (1, 9), (14, 14), (11, 20), (16, 25), (31, 34)])
-async def test_what_is_missing_on_the_way_is_named(
+async def test_first_missing_position_is_reported(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
 ) -> None:
     monkeypatch.setattr(folding, "PAGE_EVENTS", 5)
@@ -209,7 +209,7 @@ async def test_what_is_missing_on_the_way_is_named(
     assert (await state_at(connection, first - 1)).head.position == first - 1
 
 
-async def test_a_moment_is_after_the_last_event_at_or_before_it(
+async def test_state_at_a_time_is_after_the_last_event_recorded_by_then(
     database: str, connection: Connection
 ) -> None:
     async with running_writer(database) as writer:
@@ -226,7 +226,7 @@ async def test_a_moment_is_after_the_last_event_at_or_before_it(
         assert earlier.squad.head.position == (before[-1] if before else 0)
 
 
-async def test_what_the_clock_has_not_recorded_yet_is_as_the_log_has_it(
+async def test_claim_is_active_as_long_as_its_expiry_is_not_recorded(
     database: str, connection: Connection
 ) -> None:
     async with running_writer(database) as writer:
@@ -235,16 +235,16 @@ async def test_what_the_clock_has_not_recorded_yet_is_as_the_log_has_it(
         assert outcome.position
     recorded = await lookup.read_one(connection, outcome.position)
     assert recorded
-    # Nobody lived to see it expire.
+    # No process was left to record its expiry.
     then = await squad_at(connection, recorded.recorded_at + timedelta(seconds=0.06))
     assert outcome.reply["id"] in then.squad.tables["operations"]
 
 
-@pytest.mark.usefixtures("often")
-async def test_a_session_that_may_only_read_looks_back_all_the_same(
+@pytest.mark.usefixtures("frequent_snapshots")
+async def test_read_only_session_reads_past_state_and_stores_no_snapshots(
     database: str, connection: Connection
 ) -> None:
-    await _lived(connection)
+    await _fill_log(connection)
     await connection.execute("SET default_transaction_read_only = on")
     assert await snapshot_writer(connection) is None
     squad = await state_at(connection, 3_000, await snapshot_writer(connection))
@@ -253,9 +253,9 @@ async def test_a_session_that_may_only_read_looks_back_all_the_same(
         assert await snapshots.positions(writable) == []
 
 
-@pytest.mark.usefixtures("often")
-async def test_what_takes_too_long_goes_on_from_there_the_next_time(connection: Connection) -> None:
-    await _lived(connection)
+@pytest.mark.usefixtures("frequent_snapshots")
+async def test_fold_that_timed_out_resumes_where_it_stopped(connection: Connection) -> None:
+    await _fill_log(connection)
     keep = await snapshot_writer(connection)
     for reached in (50, 100, 150):
         with pytest.raises(TookTooLong, match=f"up to position {reached} of 200"):
@@ -264,9 +264,7 @@ async def test_what_takes_too_long_goes_on_from_there_the_next_time(connection: 
     assert (await state_at(connection, 200, keep, deadline=monotonic())).head.position == 200
 
 
-async def test_a_log_with_a_hole_is_not_told_as_if_it_were_whole(
-    database: str, connection: Connection
-) -> None:
+async def test_state_after_a_missing_event_is_not_returned(database: str, connection: Connection) -> None:
     async with running_writer(database) as writer:
         await RandomHistory(seed=23).live(writer, 20)
     await connection.execute("SET session_replication_role = replica")
@@ -277,22 +275,22 @@ async def test_a_log_with_a_hole_is_not_told_as_if_it_were_whole(
         await state_at(connection, 10)
 
 
-async def test_an_event_from_newer_code_is_not_passed_over(connection: Connection) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(said("hello"), type="no_such_type")
+async def test_event_of_unknown_type_is_not_skipped(connection: Connection) -> None:
+    log_writer = LogWriter(connection)
+    await log_writer.append(said("hello"), type="no_such_type")
     with pytest.raises(LogNotUnderstood):
         await state_at(connection, 1)
 
 
-@pytest.mark.usefixtures("often")
-async def test_a_snapshot_that_lies_well_is_found_by_folding(connection: Connection) -> None:
-    await _lived(connection)
+@pytest.mark.usefixtures("frequent_snapshots")
+async def test_well_formed_but_wrong_snapshot_is_found_by_folding(connection: Connection) -> None:
+    await _fill_log(connection)
     await state_at(connection, 2_000, await snapshot_writer(connection))
     assert await check_snapshots(connection) == []
     taken = await snapshots.positions(connection)
-    for position, lie in zip(taken, ("row", "version"), strict=False):
+    for position, defect in zip(taken, ("row", "version"), strict=False):
         squad = await state_at(connection, position)
-        if lie == "row":
+        if defect == "row":
             [agent, *_] = squad.tables["squad_agents"].values()
             squad.tables["squad_agents"][agent.name] = agent.replaced(priority=agent.priority + 1)
         else:
@@ -303,16 +301,16 @@ async def test_a_snapshot_that_lies_well_is_found_by_folding(connection: Connect
     assert other == (taken[1], "versions of streams differs from the fold at 'policy'")
 
 
-async def test_the_check_tells_how_far_it_is_and_what_lies_beyond_the_log(
+async def test_snapshot_check_reports_progress_and_a_snapshot_beyond_the_log(
     connection: Connection,
 ) -> None:
-    await _lived(connection)
+    await _fill_log(connection)
     await snapshots.store(connection, await state_at(connection, 2_500), 2_500)
     beyond = await state_at(connection, 10)
     beyond.head = structs.replace(beyond.head, position=1_000_000)
     await snapshots.store(connection, beyond, 1_000_000)
-    told: list[int] = []
-    [fault] = await check_snapshots(connection, told.append)
+    progress: list[int] = []
+    [fault] = await check_snapshots(connection, progress.append)
     assert fault.position == 1_000_000
-    assert told == sorted(told)
-    assert {800, 2_500} <= set(told)
+    assert progress == sorted(progress)
+    assert {800, 2_500} <= set(progress)

@@ -1,4 +1,4 @@
-"""The listener hears what is said, knows that it hears, and notices when it does not."""
+"""The listener receives notifications, knows whether it does, and reconnects when it does not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listener that makes sure of its hearing all the time."""
+def frequent_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats are sent at short intervals and time out soon."""
     monkeypatch.setattr(listening, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(listening, "HEARTBEAT_TIMEOUT_SECONDS", 0.3)
 
@@ -29,7 +29,7 @@ async def _notify(connection: Connection, channel: str, payload: str) -> None:
     await connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))
 
 
-async def test_it_hears_of_events_and_up_to_where(database: str) -> None:
+async def test_listener_learns_of_events_and_their_position(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         waiter = listener.events.waiter()
         await LogWriter(connection).append(said("one"), said("two"))
@@ -37,7 +37,7 @@ async def test_it_hears_of_events_and_up_to_where(database: str) -> None:
         assert listener.events.position == 2
 
 
-async def test_it_hears_of_projections_apart_from_events(database: str) -> None:
+async def test_projections_are_notified_separately_from_events(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         events, projections = listener.events.waiter(), listener.projections.waiter()
         await _notify(connection, "squad.projections", "5")
@@ -47,7 +47,9 @@ async def test_it_hears_of_projections_apart_from_events(database: str) -> None:
 
 
 @pytest.mark.parametrize("payload", ["", "no number", "-1", "1.5", "9" * 30, "9" * 5_000, "١٢"])
-async def test_a_notification_that_anybody_made_up_is_only_a_hint(database: str, payload: str) -> None:
+async def test_notification_with_a_malformed_payload_is_a_hint_without_a_position(
+    database: str, payload: str
+) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         waiter = listener.events.waiter()
         await _notify(connection, "squad.events", payload)
@@ -56,19 +58,17 @@ async def test_a_notification_that_anybody_made_up_is_only_a_hint(database: str,
         assert listener.hearing
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_it_proves_its_hearing_again_and_again(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It listens no longer for its heartbeat than until that is back.
+@pytest.mark.usefixtures("frequent_heartbeats")
+async def test_heartbeats_are_repeated(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It waits for a heartbeat until that is back, not until the timeout.
     monkeypatch.setattr(listening, "HEARTBEAT_TIMEOUT_SECONDS", 60.0)
     async with running_listener(database) as listener:
         await eventually(lambda: listener.heartbeats >= 5)
         assert listener.reconnects == 0
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_no_hint_is_lost_beside_the_heartbeats(database: str) -> None:
+@pytest.mark.usefixtures("frequent_heartbeats")
+async def test_no_hint_is_lost_between_heartbeats(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         for position in range(1, 51):
             waiter = listener.events.waiter()
@@ -77,7 +77,7 @@ async def test_no_hint_is_lost_beside_the_heartbeats(database: str) -> None:
             assert listener.events.position == position
 
 
-async def test_it_wakes_everybody_when_it_connects_again(database: str) -> None:
+async def test_reconnecting_wakes_all_waiters(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         events, projections = listener.events.waiter(), listener.projections.waiter()
         assert await terminate(connection, "squad listener") == 1
@@ -86,15 +86,15 @@ async def test_it_wakes_everybody_when_it_connects_again(database: str) -> None:
         assert listener.reconnects == 1
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_one_that_is_connected_but_deaf_is_found_out_and_replaced(
+@pytest.mark.usefixtures("frequent_heartbeats")
+async def test_connection_that_is_open_but_deaf_is_detected_and_replaced(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = Listener(database, "squad")
     right_channel = listener._heartbeat_channel
     async with running(listener.run()), connected(database) as connection:
         await eventually(lambda: listener.hearing)
-        # As behind a pooler in transaction mode: what is sent goes out, and nothing comes back.
+        # As behind a pooler in transaction mode: notifications are sent, and none come back.
         monkeypatch.setattr(listener, "_heartbeat_channel", f"{right_channel}.elsewhere")
         await eventually(lambda: listener.reconnects > 0)
         assert (listener.problem or "").endswith("the listener's own heartbeat did not come back")
@@ -104,24 +104,24 @@ async def test_one_that_is_connected_but_deaf_is_found_out_and_replaced(
         await eventually(lambda: listener.events.position == 1)
 
 
-async def test_it_keeps_trying_while_there_is_no_server(database: str) -> None:
+async def test_listener_keeps_reconnecting_while_there_is_no_server(database: str) -> None:
     listener = Listener(f"{database} host=127.0.0.1 port=1", "squad")
     async with running(listener.run()):
         await eventually(lambda: listener.reconnects >= 3)
         assert not listener.hearing
 
 
-async def test_it_comes_back_the_later_the_more_often_it_failed_in_a_row(
+async def test_listener_backs_off_longer_after_each_failure_in_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listener = Listener("", "squad")
     waits: list[float] = []
-    lives = iter([0.0] * 9 + [100.0] + [0.0] * 2)
+    durations = iter([0.0] * 9 + [100.0] + [0.0] * 2)
     now = 0.0
 
     async def listen() -> None:
         nonlocal now
-        now += next(lives)
+        now += next(durations)
         raise OSError("gone")
 
     async def sleep(seconds: float) -> None:
@@ -139,7 +139,7 @@ async def test_it_comes_back_the_later_the_more_often_it_failed_in_a_row(
     assert (listener.problem, listener.hearing, listener.reconnects) == ("gone", False, 12)
 
 
-async def test_a_hint_between_looking_and_waiting_is_not_missed() -> None:
+async def test_hint_between_looking_and_waiting_is_not_missed() -> None:
     hints = Hints()
     waiter = hints.waiter()
     hints.wake(3)
@@ -149,14 +149,14 @@ async def test_a_hint_between_looking_and_waiting_is_not_missed() -> None:
     assert not hints.waiter().is_set()
 
 
-async def test_a_late_hint_does_not_set_the_position_back() -> None:
+async def test_late_hint_does_not_set_the_position_back() -> None:
     hints = Hints()
     hints.wake(7)
     hints.wake(3)
     assert hints.position == 7
 
 
-async def test_waiting_ends_with_a_hint_and_not_before() -> None:
+async def test_wait_ends_with_a_hint_and_not_before() -> None:
     hints = Hints()
     waiting = asyncio.create_task(wait_for_hint(hints.waiter(), seconds=60))
     for _ in range(5):
@@ -166,12 +166,12 @@ async def test_waiting_ends_with_a_hint_and_not_before() -> None:
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_nothing_is_kept_for_a_process_that_stands_still(database: str) -> None:
+async def test_session_of_the_listener_has_an_idle_timeout(database: str) -> None:
     connection = await Listener(database, "squad")._connect("squad listener")
     async with connection:
         assert await one_value(connection, "SHOW idle_session_timeout") == "15s"
 
 
-async def test_waiting_ends_without_any_hint() -> None:
+async def test_wait_ends_without_a_hint_after_its_timeout() -> None:
     async with asyncio.timeout(5):
         await wait_for_hint(Hints().waiter(), seconds=0.01)

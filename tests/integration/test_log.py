@@ -1,4 +1,4 @@
-"""The log's promises to those who append: gapless, immutable, at the head or not at all."""
+"""The log's guarantees to those who append: gapless, immutable, at the head or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 RACERS = 8
-EVENTS_OF_A_RACER = 25
+EVENTS_PER_RACER = 25
 
 _COLUMNS = (
     "position, id, stream, version, type, schema_version, data, actor, caused_by, correlation_id,"
@@ -39,32 +39,32 @@ async def other(database: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-def scribe(connection: Connection) -> LogWriter:
+def log_writer(connection: Connection) -> LogWriter:
     return LogWriter(connection)
 
 
-async def test_positions_are_gapless_from_1_over_many_batches(scribe: LogWriter, database: str) -> None:
+async def test_positions_are_gapless_from_1_across_batches(log_writer: LogWriter, database: str) -> None:
     for size in (1, 3, 2, 500, 1):
-        await scribe.append(*(said(f"{number} of {size}") for number in range(size)))
+        await log_writer.append(*(said(f"{number} of {size}") for number in range(size)))
     assert len(await assert_log_is_sound(database)) == 507
 
 
-async def test_an_append_that_was_decided_at_an_older_head_stores_nothing(
-    scribe: LogWriter, other: Connection
+async def test_append_decided_at_an_older_head_stores_nothing(
+    log_writer: LogWriter, other: Connection
 ) -> None:
     late = LogWriter(other)
-    await scribe.append(said("first"), said("second"))
+    await log_writer.append(said("first"), said("second"))
     with pytest.raises(HeadMoved) as moved:
         await late.append(said("too late"))
     assert moved.value.head == 2
     assert texts(await whole_log(other)) == ["first", "second"]
 
 
-async def test_an_append_that_was_decided_beyond_the_head_stores_nothing(
-    scribe: LogWriter, connection: Connection
+async def test_append_decided_beyond_the_head_stores_nothing(
+    log_writer: LogWriter, connection: Connection
 ) -> None:
     now = await log.clock(connection)
-    row = scribe.row(said("from the future"), now, position=2)
+    row = log_writer.row(said("from the future"), now, position=2)
     with pytest.raises(HeadMoved) as moved:
         await log.append(connection, [row], now)
     assert moved.value.head == 0
@@ -72,12 +72,12 @@ async def test_an_append_that_was_decided_beyond_the_head_stores_nothing(
 
 
 @pytest.mark.parametrize("seconds", [-3600, -1.5, 1.5, 3600])
-async def test_an_append_that_was_decided_by_a_wrong_clock_stores_nothing(
-    scribe: LogWriter, connection: Connection, seconds: float
+async def test_append_decided_by_a_wrong_clock_stores_nothing(
+    log_writer: LogWriter, connection: Connection, seconds: float
 ) -> None:
     now = await log.clock(connection)
     with pytest.raises(ClockDrifted):
-        await log.append(connection, [scribe.row(said("when?"), now)], now + timedelta(seconds=seconds))
+        await log.append(connection, [log_writer.row(said("when?"), now)], now + timedelta(seconds=seconds))
     assert await log.head_position(connection) == 0
 
 
@@ -96,33 +96,35 @@ async def test_an_append_that_was_decided_by_a_wrong_clock_stores_nothing(
         "MERGE INTO events USING (VALUES (1)) v (p) ON position = p WHEN MATCHED THEN DELETE",
     ],
 )
-async def test_changing_history_is_refused_to_its_owner_in_every_replication_role(
-    scribe: LogWriter, connection: Connection, change: str, role: str
+async def test_changing_events_is_refused_to_the_owner_in_every_replication_role(
+    log_writer: LogWriter, connection: Connection, change: str, role: str
 ) -> None:
-    before = await scribe.append(said("so it was"))
+    before = await log_writer.append(said("so it was"))
     await connection.execute(f"SET session_replication_role = {role}".encode())
     with pytest.raises(psycopg.errors.RestrictViolation, match="events are immutable"):
         await connection.execute(change.encode())
     assert await whole_log(connection) == before
 
 
-async def test_stored_events_come_back_to_the_letter(scribe: LogWriter, connection: Connection) -> None:
+async def test_events_are_read_back_exactly_as_stored(
+    log_writer: LogWriter, connection: Connection
+) -> None:
     spaced = '{ "z" : [ ],  "n" : 1.0e+2,   "n" : -0, "a" : "\\u00e9\\/é" }'
     stored = [
-        *await scribe.append(said(AWKWARD)),
-        *await scribe.append(said("spaced as nobody would"), data=spaced),
-        *await scribe.append(said("keyed"), idempotency_key="key 1", caused_by=1, correlation_id="Ω"),
+        *await log_writer.append(said(AWKWARD)),
+        *await log_writer.append(said("spaced as nobody would"), data=spaced),
+        *await log_writer.append(said("keyed"), idempotency_key="key 1", caused_by=1, correlation_id="Ω"),
     ]
     assert await whole_log(connection) == stored
     assert texts(stored[:1]) == [AWKWARD]
 
 
-async def test_one_batch_holds_texts_with_anything_in_them(
-    scribe: LogWriter, connection: Connection
+async def test_one_batch_holds_texts_with_any_characters(
+    log_writer: LogWriter, connection: Connection
 ) -> None:
-    said_ = [AWKWARD, "", "\x1f\x1f", "NULL", "{}", "\\N", "'; DROP TABLE events; --", "x" * 100_000]
-    await scribe.append(*map(said, said_))
-    assert texts(await whole_log(connection)) == said_
+    messages = [AWKWARD, "", "\x1f\x1f", "NULL", "{}", "\\N", "'; DROP TABLE events; --", "x" * 100_000]
+    await log_writer.append(*map(said, messages))
+    assert texts(await whole_log(connection)) == messages
 
 
 @pytest.mark.parametrize(
@@ -145,19 +147,19 @@ async def test_one_batch_holds_texts_with_anything_in_them(
     ],
     ids=str,
 )
-async def test_one_event_that_cannot_be_stored_keeps_its_whole_batch_out(
-    scribe: LogWriter, connection: Connection, second: dict[str, Any]
+async def test_batch_with_an_event_that_cannot_be_stored_is_rejected_as_a_whole(
+    log_writer: LogWriter, connection: Connection, second: dict[str, Any]
 ) -> None:
     now = await log.clock(connection)
     rows = [
-        scribe.row(said("fine"), now),
-        scribe.row(said("not"), now)._replace(position=2)._replace(**second),
+        log_writer.row(said("fine"), now),
+        log_writer.row(said("not"), now)._replace(position=2)._replace(**second),
     ]
     with pytest.raises(StoreRefused):
         await log.append(connection, rows, now)
     assert await log.head_position(connection) == 0
     assert await lock_is_free(connection)
-    await scribe.append(said("the next one is stored"))
+    await log_writer.append(said("the next one is stored"))
 
 
 @pytest.mark.parametrize("events", [1, 2])
@@ -170,31 +172,31 @@ async def test_one_event_that_cannot_be_stored_keeps_its_whole_batch_out(
     ],
     ids=["rule", "trigger"],
 )
-async def test_an_append_that_somebody_drops_on_its_way_is_refused(
-    scribe: LogWriter, connection: Connection, change: str, events: int
+async def test_append_that_a_rule_or_trigger_drops_is_rejected(
+    log_writer: LogWriter, connection: Connection, change: str, events: int
 ) -> None:
     await connection.execute(change.encode())
     now = await log.clock(connection)
-    first, second = scribe.row(said("lost"), now), scribe.row(said("lost, too"), now, position=2)
+    first, second = log_writer.row(said("lost"), now), log_writer.row(said("lost, too"), now, position=2)
     with pytest.raises(StoreRefused, match=f"{events} events were announced and 0 arrived"):
         await log.append(connection, [first, second][:events], now)
     assert await log.head_position(connection) == 0
 
 
-async def test_a_stream_never_has_two_events_of_one_version(
-    scribe: LogWriter, connection: Connection
+async def test_stream_never_has_two_events_of_one_version(
+    log_writer: LogWriter, connection: Connection
 ) -> None:
-    await scribe.append(joined("alice"))
+    await log_writer.append(joined("alice"))
     with pytest.raises(StoreRefused, match="events_stream_version_key"):
-        await scribe.append(joined("alice"), version=1)
+        await log_writer.append(joined("alice"), version=1)
     assert await lookup.versions(connection, ["agent-alice", "agent-bob"], upto=9) == {"agent-alice": 1}
 
 
-async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
-    scribe: LogWriter, connection: Connection
+async def test_last_version_of_a_long_stream_is_read_from_its_end(
+    log_writer: LogWriter, connection: Connection
 ) -> None:
     for _ in range(5):
-        await scribe.append(joined("bob"), *(joined("alice") for _ in range(400)))
+        await log_writer.append(joined("bob"), *(joined("alice") for _ in range(400)))
     streams = ["agent-alice", "agent-bob"]
     assert await lookup.versions(connection, streams, upto=9_999) == {"agent-alice": 2_000, "agent-bob": 5}
     await connection.execute("ANALYZE events")
@@ -206,30 +208,30 @@ async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
     assert row[0][0]["Plan"]["Shared Hit Blocks"] < 50
 
 
-async def test_the_log_never_has_two_events_of_one_id(scribe: LogWriter) -> None:
+async def test_log_never_has_two_events_with_one_id(log_writer: LogWriter) -> None:
     event_id = new_id()
-    await scribe.append(said("once"), id=event_id)
+    await log_writer.append(said("once"), id=event_id)
     with pytest.raises(StoreRefused, match="events_id_key"):
-        await scribe.append(said("twice"), id=event_id)
+        await log_writer.append(said("twice"), id=event_id)
 
 
-async def test_the_log_never_has_two_events_of_one_idempotency_key(scribe: LogWriter) -> None:
-    await scribe.append(said("once"), idempotency_key="k")
-    await scribe.append(said("without a key"))
-    await scribe.append(said("without a key either"))
+async def test_log_never_has_two_events_with_one_idempotency_key(log_writer: LogWriter) -> None:
+    await log_writer.append(said("once"), idempotency_key="k")
+    await log_writer.append(said("without a key"))
+    await log_writer.append(said("without a key either"))
     with pytest.raises(StoreRefused, match="events_idempotency_key"):
-        await scribe.append(said("twice"), idempotency_key="k")
+        await log_writer.append(said("twice"), idempotency_key="k")
 
 
-async def test_whoever_waited_for_the_lock_sees_what_was_committed_meanwhile(
-    scribe: LogWriter, connection: Connection, other: Connection
+async def test_session_that_waited_for_the_lock_sees_what_was_committed_meanwhile(
+    log_writer: LogWriter, connection: Connection, other: Connection
 ) -> None:
-    await scribe.append(said("before"))
+    await log_writer.append(said("before"))
     await connection.execute("BEGIN")
     await log.lock(connection)
     waiting = asyncio.create_task(log.lock_and_read(other, 0))
-    await eventually(lambda: _somebody_waits_for_the_lock(scribe.connection))
-    await scribe.append(said("while the other waits"))
+    await eventually(lambda: _is_lock_awaited(log_writer.connection))
+    await log_writer.append(said("while the other waits"))
     assert not waiting.done()
     await connection.execute("COMMIT")
     page, _ = await waiting
@@ -238,59 +240,57 @@ async def test_whoever_waited_for_the_lock_sees_what_was_committed_meanwhile(
     assert await lock_is_free(connection)
 
 
-async def _somebody_waits_for_the_lock(connection: Connection) -> bool:
+async def _is_lock_awaited(connection: Connection) -> bool:
     cursor = await connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     return await cursor.fetchone() is not None
 
 
-async def test_an_append_tells_how_long_it_waited_and_the_time_after_that(
-    scribe: LogWriter, connection: Connection, other: Connection
+async def test_append_reports_its_wait_for_the_lock_and_the_time_after_it(
+    log_writer: LogWriter, connection: Connection, other: Connection
 ) -> None:
     await other.execute("BEGIN")
     await log.lock(other)
     now = await log.clock(connection)
-    waiting = asyncio.create_task(log.append(connection, [scribe.row(said("at last"), now)], now))
-    await eventually(lambda: _somebody_waits_for_the_lock(other))
+    waiting = asyncio.create_task(log.append(connection, [log_writer.row(said("at last"), now)], now))
+    await eventually(lambda: _is_lock_awaited(other))
     released = await log.clock(other)
     await other.execute("ROLLBACK")
     assert await waiting >= released
     assert (pop_lock_wait(connection) or 0) > 0
 
 
-async def test_the_lock_is_held_from_the_reading_to_the_commit(
-    scribe: LogWriter, other: Connection
-) -> None:
-    page, now = await log.lock_and_read(scribe.connection, 0)
+async def test_lock_is_held_from_the_read_to_the_commit(log_writer: LogWriter, other: Connection) -> None:
+    page, now = await log.lock_and_read(log_writer.connection, 0)
     assert page == []
     await other.execute("SET lock_timeout = 50")
     with pytest.raises(psycopg.errors.LockNotAvailable):
         await other.execute("SELECT lock_log()")
-    row = scribe.row(said("decided under the lock"), now)
-    await log.append(scribe.connection, [row], now, commit=True)
+    row = log_writer.row(said("decided under the lock"), now)
+    await log.append(log_writer.connection, [row], now, commit=True)
     assert await lock_is_free(other)
     assert await whole_log(other) == [row]
 
 
-async def test_the_server_takes_the_lock_from_whoever_stands_still_with_it(
-    scribe: LogWriter, other: Connection
+async def test_server_takes_the_lock_from_a_session_that_stalls_while_holding_it(
+    log_writer: LogWriter, other: Connection
 ) -> None:
-    await scribe.connection.execute("SET idle_in_transaction_session_timeout = 50")
-    await log.lock_and_read(scribe.connection, 0)
+    await log_writer.connection.execute("SET idle_in_transaction_session_timeout = 50")
+    await log.lock_and_read(log_writer.connection, 0)
     await eventually(lambda: lock_is_free(other))
     with pytest.raises(StoreUnavailable):
-        await log.head(scribe.connection)
+        await log.head(log_writer.connection)
 
 
-async def test_appenders_that_race_for_the_head_keep_every_law(database: str) -> None:
+async def test_log_stays_sound_when_appenders_race_for_the_head(database: str) -> None:
     async def race(name: str) -> int:
         lost = 0
         async with connected(database) as connection:
-            scribe = LogWriter(connection)
-            for number in range(EVENTS_OF_A_RACER):
+            log_writer = LogWriter(connection)
+            for number in range(EVENTS_PER_RACER):
                 while True:
-                    await scribe.catch_up()
+                    await log_writer.catch_up()
                     try:
-                        await scribe.append(said(f"{name} {number}"))
+                        await log_writer.append(said(f"{name} {number}"))
                     except HeadMoved:
                         lost += 1
                         continue
@@ -299,26 +299,26 @@ async def test_appenders_that_race_for_the_head_keep_every_law(database: str) ->
 
     names = [f"racer-{number}" for number in range(RACERS)]
     lost = sum(await asyncio.gather(*map(race, names)))
-    told = texts(await assert_log_is_sound(database))
+    stored = texts(await assert_log_is_sound(database))
     assert lost > 0, "nobody raced anybody"
-    assert sorted(told) == sorted(f"{name} {n}" for name in names for n in range(EVENTS_OF_A_RACER))
+    assert sorted(stored) == sorted(f"{name} {n}" for name in names for n in range(EVENTS_PER_RACER))
     for name in names:
-        mine = [text for text in told if text.startswith(f"{name} ")]
-        assert mine == [f"{name} {number}" for number in range(EVENTS_OF_A_RACER)]
+        mine = [text for text in stored if text.startswith(f"{name} ")]
+        assert mine == [f"{name} {number}" for number in range(EVENTS_PER_RACER)]
 
 
-async def test_a_wait_for_the_lock_that_is_given_up_is_measured_too(
-    scribe: LogWriter, connection: Connection, database: str
+async def test_wait_for_the_lock_is_measured_even_when_it_times_out(
+    log_writer: LogWriter, connection: Connection, database: str
 ) -> None:
     async with connected(database) as holder, holder.transaction():
         await log.lock(holder)
         await connection.execute("SET lock_timeout = '100ms'")
         with pytest.raises(StoreBusy):
-            await scribe.append(said("not now"))
+            await log_writer.append(said("not now"))
         assert (pop_lock_wait(connection) or 0) > 0.09
         with pytest.raises(StoreBusy):
             await log.lock_and_read(connection, 0)
         assert (pop_lock_wait(connection) or 0) > 0.09
         await connection.execute("ROLLBACK")
-    await scribe.append(said("now"))
+    await log_writer.append(said("now"))
     assert 0 <= (pop_lock_wait(connection) or 0) < 0.09

@@ -1,4 +1,4 @@
-"""Reading the log: by position, stream, type, agent and time, and where each of these begins and ends."""
+"""Reads of the log by position, stream, type, agent and time, and at its ends."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ MICROSECOND = timedelta(microseconds=1)
 
 @pytest.fixture
 async def start(connection: Connection) -> datetime:
-    """A moment just past, for a log whose events lie a second apart."""
+    """A recent time, for a log whose events are a second apart."""
     return await log.clock(connection) - timedelta(minutes=1)
 
 
 @pytest.fixture
 async def stored(connection: Connection, start: datetime) -> list[Recorded]:
-    """Positions 1 to 6; 3 and 4 share their moment."""
-    scribe = LogWriter(connection)
+    """Positions 1 to 6; 3 and 4 have the same time."""
+    log_writer = LogWriter(connection)
     return [
-        *await scribe.append(joined("alice"), at=start),
-        *await scribe.append(said("two"), at=start + SECOND),
-        *await scribe.append(joined("bob"), said("four", agent="bob"), at=start + 2 * SECOND),
-        *await scribe.append(said("five"), at=start + 3 * SECOND),
-        *await scribe.append(said("six", agent="bob"), at=start + 4 * SECOND),
+        *await log_writer.append(joined("alice"), at=start),
+        *await log_writer.append(said("two"), at=start + SECOND),
+        *await log_writer.append(joined("bob"), said("four", agent="bob"), at=start + 2 * SECOND),
+        *await log_writer.append(said("five"), at=start + 3 * SECOND),
+        *await log_writer.append(said("six", agent="bob"), at=start + 4 * SECOND),
     ]
 
 
@@ -45,7 +45,7 @@ async def _positions(connection: Connection, wanted: Filter, after: int = 0, lim
     return [event.position for event in await lookup.read_filtered(connection, after, limit, wanted)]
 
 
-async def test_an_empty_log_ends_before_1(connection: Connection, start: datetime) -> None:
+async def test_empty_log_ends_at_position_0(connection: Connection, start: datetime) -> None:
     assert await log.head(connection) == EMPTY_LOG
     assert await log.head_position(connection) == 0
     assert await log.read_after(connection, 0) == []
@@ -55,7 +55,7 @@ async def test_an_empty_log_ends_before_1(connection: Connection, start: datetim
     assert await _positions(connection, Filter(since=start, until=start + SECOND)) == []
 
 
-async def test_the_head_is_the_last_event(connection: Connection, stored: list[Recorded]) -> None:
+async def test_head_is_the_last_event(connection: Connection, stored: list[Recorded]) -> None:
     last = stored[-1]
     assert await log.head(connection) == Head(6, last.hash, last.recorded_at)
     assert await log.head_position(connection) == 6
@@ -69,36 +69,34 @@ async def test_pages_follow_one_another_without_overlap(
     assert await log.read_after(connection, 6) == []
 
 
-async def test_one_event_is_read_by_its_position(connection: Connection, stored: list[Recorded]) -> None:
+async def test_event_is_read_by_its_position(connection: Connection, stored: list[Recorded]) -> None:
     assert await lookup.read_one(connection, 4) == stored[3]
     assert await lookup.read_one(connection, 0) is None
     assert await lookup.read_one(connection, 7) is None
 
 
-async def test_streams_are_read_in_the_order_of_the_log(
-    connection: Connection, stored: list[Recorded]
-) -> None:
+async def test_streams_are_read_in_log_order(connection: Connection, stored: list[Recorded]) -> None:
     wanted = [stored[3].stream, "agent-alice", "agent-nobody"]
     assert [event.position for event in await lookup.read_streams(connection, wanted)] == [1, 4]
 
 
-async def _story(scribe: LogWriter, stream: str, *told: tuple[str, str]) -> None:
-    """A stream of events of these types, each by its agent."""
-    for version, (type_, agent) in enumerate(told, 1):
+async def _append_stream(log_writer: LogWriter, stream: str, *events: tuple[str, str]) -> None:
+    """Append a stream of events of these types, each by its agent."""
+    for version, (type_, agent) in enumerate(events, 1):
         data = f'{{"agent": "{agent}"}}'
-        await scribe.append(joined("x"), stream=stream, version=version, type=type_, data=data)
+        await log_writer.append(joined("x"), stream=stream, version=version, type=type_, data=data)
 
 
-async def test_of_a_long_stream_in_brief_the_ends_are_read_and_what_an_agent_did(
+async def test_excerpt_of_a_long_stream_has_both_ends_and_what_an_agent_did_in_between(
     connection: Connection,
 ) -> None:
-    scribe = LogWriter(connection)
+    log_writer = LogWriter(connection)
     refused = ("conflict_detected", "bob")
     long = [("started", "ann"), *[refused] * 24]
     long[9], long[21], long[23] = ("conflict_detected", "eve"), ("renewed", "ann"), ("finished", "ann")
-    await _story(scribe, "long", *long)
-    await _story(scribe, "whole", *long)
-    await _story(scribe, "short", *long[: lookup.SHORT_STREAM_EVENTS - 1])
+    await _append_stream(log_writer, "long", *long)
+    await _append_stream(log_writer, "whole", *long)
+    await _append_stream(log_writer, "short", *long[: lookup.SHORT_STREAM_EVENTS - 1])
 
     async def read(*excerpts: StreamExcerpt) -> list[tuple[str, int]]:
         found = await lookup.read_streams(connection, ["whole"], excerpts)
@@ -122,10 +120,10 @@ async def test_of_a_long_stream_in_brief_the_ends_are_read_and_what_an_agent_did
     )
 
 
-async def test_a_stream_is_read_from_either_end_and_between_positions(connection: Connection) -> None:
-    scribe = LogWriter(connection)
-    await _story(scribe, "one", ("a", "x"), ("b", "x"), ("a", "x"), ("b", "x"), ("a", "x"))
-    await scribe.append(said("elsewhere"))
+async def test_stream_is_read_from_either_end_and_between_positions(connection: Connection) -> None:
+    log_writer = LogWriter(connection)
+    await _append_stream(log_writer, "one", ("a", "x"), ("b", "x"), ("a", "x"), ("b", "x"), ("a", "x"))
+    await log_writer.append(said("elsewhere"))
 
     async def read(*types: str, **bounds: Any) -> list[int]:
         found = await lookup.read_stream(connection, "one", types, **{"limit": 9, **bounds})
@@ -138,19 +136,17 @@ async def test_a_stream_is_read_from_either_end_and_between_positions(connection
     assert await read("a", "b", after=4) == [5]
 
 
-async def test_kinds_of_events_are_read_between_positions(
+async def test_events_of_given_types_are_read_between_positions(
     connection: Connection, stored: list[Recorded]
 ) -> None:
-    kinds = ["agent_registered", "message_sent"]
-    assert await lookup.event_types(connection) == kinds
-    assert await lookup.read_types(connection, kinds, 1, 4) == stored[1:4]
-    assert await lookup.read_types(connection, kinds[:1], 0, 6) == [stored[0], stored[2]]
+    types = ["agent_registered", "message_sent"]
+    assert await lookup.event_types(connection) == types
+    assert await lookup.read_types(connection, types, 1, 4) == stored[1:4]
+    assert await lookup.read_types(connection, types[:1], 0, 6) == [stored[0], stored[2]]
     assert await lookup.read_positions(connection, [4, 99, 2]) == [stored[1], stored[3]]
 
 
-async def test_every_filter_narrows_and_all_narrow_together(
-    connection: Connection, stored: list[Recorded]
-) -> None:
+async def test_filters_apply_alone_and_combined(connection: Connection, stored: list[Recorded]) -> None:
     assert await _positions(connection, Filter()) == [1, 2, 3, 4, 5, 6]
     assert await _positions(connection, Filter(type="message_sent")) == [2, 4, 5, 6]
     assert await _positions(connection, Filter(agent="bob")) == [3, 4, 6]
@@ -176,7 +172,7 @@ async def test_every_filter_narrows_and_all_narrow_together(
         (5 * SECOND, None, []),
     ],
 )
-async def test_since_is_inclusive_and_until_is_not(
+async def test_since_is_inclusive_and_until_is_exclusive(
     connection: Connection,
     start: datetime,
     stored: list[Recorded],
@@ -205,7 +201,7 @@ async def test_since_is_inclusive_and_until_is_not(
     ],
 )
 @pytest.mark.usefixtures("stored")
-async def test_the_position_at_a_moment_is_the_last_one_recorded_by_then(
+async def test_position_at_a_time_is_the_last_one_recorded_by_then(
     connection: Connection, start: datetime, offset: timedelta, position: int
 ) -> None:
     assert await lookup.position_at(connection, start + offset) == position
@@ -217,19 +213,19 @@ async def test_ids_are_found_with_their_positions(connection: Connection, stored
     assert await lookup.find_ids(connection, wanted) == {stored[4].id: 5, stored[1].id: 2}
 
 
-async def test_versions_are_those_of_the_position_asked_for(connection: Connection) -> None:
-    scribe = LogWriter(connection)
+async def test_versions_are_those_as_of_the_requested_position(connection: Connection) -> None:
+    log_writer = LogWriter(connection)
     message = said("once")
-    await scribe.append(joined("alice"), joined("alice"), message, joined("alice"))
+    await log_writer.append(joined("alice"), joined("alice"), message, joined("alice"))
     streams = ["agent-alice", message.stream, "agent-nobody"]
     assert await lookup.versions(connection, streams, upto=2) == {"agent-alice": 2}
     assert await lookup.versions(connection, streams, upto=4) == {"agent-alice": 3, message.stream: 1}
 
 
-async def test_pages_of_the_usual_size_hold_a_long_log(connection: Connection) -> None:
-    scribe = LogWriter(connection)
+async def test_long_log_is_read_in_pages_of_the_default_size(connection: Connection) -> None:
+    log_writer = LogWriter(connection)
     for _ in range(3):
-        await scribe.append(*(said(str(number)) for number in range(2_500)))
+        await log_writer.append(*(said(str(number)) for number in range(2_500)))
     first = await log.read_after(connection, 0)
     rest = await log.read_after(connection, first[-1].position)
     assert (len(first), len(rest)) == (log.PAGE_EVENTS, 2_500)
