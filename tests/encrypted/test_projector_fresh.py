@@ -1,1 +1,1 @@
-from tests.integration.test_projector_fresh import *  # noqa: F403
+from tests.integration.test_projector_recent_events import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""A log that earlier versions of the software wrote: read, folded and gone on with by today's."""
+"""A log written by the first version of the software is read, folded and continued by the current one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
-A_MINUTE = timedelta(minutes=1)
+MINUTE = timedelta(minutes=1)
 
 NEW_FIELDS = {
     "job_removed": ("source",),
@@ -38,8 +38,8 @@ NEW_FIELDS = {
 }
 
 
-def as_it_was(recorded: Recorded) -> Recorded:
-    """The event in the shape of its first schema version."""
+def first_version_of(recorded: Recorded) -> Recorded:
+    """Return an event in its first schema version."""
     data: dict[str, Any] = orjson.loads(recorded.data)
     for name in NEW_FIELDS.get(recorded.type, ()):
         del data[name]
@@ -56,7 +56,7 @@ def define(name: str) -> do.DefineJob:
     return do.DefineJob(name=name, source="default", definition=whole.definition())
 
 
-A_LIFE: tuple[do.AnyCommand, ...] = (
+COMMANDS: tuple[do.AnyCommand, ...] = (
     do.SetPolicy(),
     do.StartOrchestrator(),
     do.RegisterAgent(name="ann", role="test"),
@@ -66,18 +66,18 @@ A_LIFE: tuple[do.AnyCommand, ...] = (
     do.RunJob(name="removed", runner="gone"),
     do.RemoveJob(name="removed"),
 )
-"""Runs of theirs succeed, and go on; jobs come and go."""
+"""Two jobs, each with a run; one of the jobs is removed while its run goes on."""
 
 
-async def write_as_it_was(dsn: str) -> list[Recorded]:
-    """Has that life decided, and stores it as the first version did."""
+async def write_old_log(dsn: str) -> list[Recorded]:
+    """Decide these commands, and store the events as the first version did."""
     async with connected(dsn) as connection:
-        scribe = LogWriter(connection)
+        log_writer = LogWriter(connection)
         now = await log.clock(connection)
         loop = asyncio.get_running_loop()
-        tickets = [Ticket(Request(item, "agent:ann", "x"), loop.create_future()) for item in A_LIFE]
+        tickets = [Ticket(Request(item, "agent:ann", "x"), loop.create_future()) for item in COMMANDS]
         draft = Draft(Squad())
-        batch = decide_batch(draft, tickets, {}, now=now - A_MINUTE, decided_at=now)
+        batch = decide_batch(draft, tickets, {}, now=now - MINUTE, decided_at=now)
         [first, second] = [item for item in batch.recorded if item.type == "run_started"]
         for run, succeeded in ((first, True), (second, False)):
             end = do.EndAttempt(
@@ -89,11 +89,11 @@ async def write_as_it_was(dsn: str) -> list[Recorded]:
                 answered=succeeded,
             )
             tickets.append(Ticket(Request(end, "system:scheduler", "x"), loop.create_future()))
-        later = decide_batch(draft, tickets[-2:], {}, now=now - A_MINUTE, decided_at=now, ids=new_id)
+        later = decide_batch(draft, tickets[-2:], {}, now=now - MINUTE, decided_at=now, ids=new_id)
         rows = []
         for item in [*batch.recorded, *later.recorded]:
-            old = as_it_was(item)
-            [row] = await scribe.append(
+            old = first_version_of(item)
+            [row] = await log_writer.append(
                 codec.decode(old),
                 at=item.recorded_at,
                 schema_version=1,
@@ -105,8 +105,8 @@ async def write_as_it_was(dsn: str) -> list[Recorded]:
         return rows
 
 
-async def test_is_folded_into_tables_and_state_and_goes_on(database: str) -> None:
-    old = await write_as_it_was(database)
+async def test_old_log_is_folded_into_tables_and_state_and_can_be_continued(database: str) -> None:
+    old = await write_old_log(database)
     assert {item.schema_version for item in old} == {1}
     async with (
         running_listener(database) as listener,
@@ -116,7 +116,7 @@ async def test_is_folded_into_tables_and_state_and_goes_on(database: str) -> Non
         squad = member.writer.squad
         [kept] = squad.all(JOBS)
         assert (kept.name, kept.resources) == ("kept", None)
-        # Nobody said who removed the other; so it comes back by default, as it did then.
+        # The old event does not say who removed the other job, so its default brings it back, as then.
         assert (await submit(member.writer, define("removed"))).refusal is None
         assert {row.name for row in squad.all(JOBS)} == {"kept", "removed"}
         [ended] = member.told(RunFinished)

@@ -1,4 +1,4 @@
-"""The projector: the tables are a fold of the log, in step with their position, whoever runs it."""
+"""The projector keeps the tables a fold of the log up to their position, whichever process runs it."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ if TYPE_CHECKING:
 POISON = "poison"
 
 
-def _make_messages_choke_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:
+def _make_messages_fail_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:
     handler, reads = messages.handlers[MessageSent]
 
-    def choosy(view: View, event: MessageSent, recorded: Recorded) -> None:
+    def fail_on_poison(view: View, event: MessageSent, recorded: Recorded) -> None:
         if event.message == POISON:
             raise ArithmeticError("not to my taste")
         handler(view, event, recorded)
 
     handlers: dict[Any, Any] = messages.handlers
-    monkeypatch.setitem(handlers, MessageSent, (choosy, reads))
+    monkeypatch.setitem(handlers, MessageSent, (fail_on_poison, reads))
 
 
-async def _reported(connection: Connection) -> dict[str, tuple[int, int | None, str | None]]:
+async def _read_states(connection: Connection) -> dict[str, tuple[int, int | None, str | None]]:
     cursor = await connection.execute("SELECT name, position, failed_position, error FROM projections")
     return {name: (position, failed, error) for name, position, failed, error in await cursor.fetchall()}
 
 
-async def test_what_no_index_holds_stops_its_projection_and_no_other(
+async def test_value_too_large_for_an_index_stops_only_its_projection(
     database: str, connection: Connection
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"))
-    # No compression makes it short enough.
-    await scribe.append(structs.replace(said("hello"), to_agent=token_hex(4_000)))
-    await scribe.append(said("hello again"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"))
+    # Random, so that compression does not make it short enough.
+    await log_writer.append(structs.replace(said("hello"), to_agent=token_hex(4_000)))
+    await log_writer.append(said("hello again"))
     active = Projector(database, "squad", Hints())
     async with running(active.run()):
         await eventually(lambda: "messages" in active.failed)
-        await eventually(lambda: active.positions["agents"] == scribe.head.position)
-    reported = await _reported(connection)
+        await eventually(lambda: active.positions["agents"] == log_writer.head.position)
+    reported = await _read_states(connection)
     position, failed, error = reported.pop("messages")
     assert (position, failed) == (1, 2)
     assert error
@@ -70,23 +70,23 @@ async def test_what_no_index_holds_stops_its_projection_and_no_other(
     assert {failed for _, failed, _ in reported.values()} == {None}
 
 
-async def test_it_rests_after_a_page_for_as_long_as_the_process_was_busy(
+async def test_projector_pauses_after_a_page_for_as_long_as_the_process_was_busy(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    busy, rests, sleep = count(0, 0.00125), list[float](), asyncio.sleep
+    busy, pauses, sleep = count(0, 0.00125), list[float](), asyncio.sleep
 
-    async def resting(delay: float) -> None:
-        rests.append(delay)
+    async def recording_sleep(delay: float) -> None:
+        pauses.append(delay)
         await sleep(delay)
 
     monkeypatch.setattr(projector, "thread_time", lambda: next(busy))
-    monkeypatch.setattr(asyncio, "sleep", resting)
+    monkeypatch.setattr(asyncio, "sleep", recording_sleep)
     async with running(Projector(database, "squad", Hints()).run()):
         await LogWriter(connection).append(joined("alice"))
-        await eventually(lambda: 0.00125 in rests)
+        await eventually(lambda: 0.00125 in pauses)
 
 
-async def test_the_tables_hold_what_the_log_tells(database: str) -> None:
+async def test_tables_equal_the_fold_of_the_log(database: str) -> None:
     async with (
         running_listener(database) as listener,
         running(Projector(database, "squad", listener.events).run()),
@@ -97,9 +97,7 @@ async def test_the_tables_hold_what_the_log_tells(database: str) -> None:
     assert await assert_tables_equal_fold(database) > 100
 
 
-async def test_a_log_that_was_there_before_is_folded_page_by_page(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_existing_log_is_folded_page_by_page(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_writer(database) as writer:
         await RandomHistory(seed=2).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
@@ -108,11 +106,11 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
     assert await assert_tables_equal_fold(database) > 100
 
 
-@pytest.mark.parametrize(("bound", "most"), [("CACHED_ROWS", 2), ("MAX_ROW_CHARACTERS", 0)])
-async def test_rows_that_left_the_cache_are_read_again(
-    database: str, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+@pytest.mark.parametrize(("limit", "value"), [("CACHED_ROWS", 2), ("MAX_ROW_CHARACTERS", 0)])
+async def test_rows_evicted_from_the_cache_are_read_again(
+    database: str, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(row_cache, bound, most)
+    monkeypatch.setattr(row_cache, limit, value)
     async with running_writer(database) as writer:
         await RandomHistory(seed=3).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 5)
@@ -121,10 +119,10 @@ async def test_rows_that_left_the_cache_are_read_again(
     assert await assert_tables_equal_fold(database) > 100
 
 
-async def test_however_large_rows_are_little_of_them_stays_in_memory(database: str) -> None:
+async def test_large_rows_are_not_cached(database: str) -> None:
     projector = Projector(database, "squad", Hints())
 
-    def kept() -> set[Any]:
+    def cached() -> set[Any]:
         return set(projector._folder._caches["email_logs"])
 
     async with running_writer(database) as writer, running(projector.run()):
@@ -139,15 +137,15 @@ async def test_however_large_rows_are_little_of_them_stays_in_memory(database: s
         ]
         small, large = (outcome.reply["id"] for outcome in logged)
         await eventually(partial(projected_to_head, database))
-        assert kept() == {small}
+        assert cached() == {small}
         for email in (large, small):
             await submit(writer, do.UpdateEmail(email_id=email, status="archived"))
         await eventually(partial(projected_to_head, database))
-        assert kept() == {small}
+        assert cached() == {small}
     assert await assert_tables_equal_fold(database) > 2
 
 
-async def test_it_looks_by_itself_where_no_hint_comes(database: str, connection: Connection) -> None:
+async def test_projector_polls_when_no_hint_comes(database: str, connection: Connection) -> None:
     deaf = Projector(database, "squad", Hints())
     async with running(deaf.run()):
         await eventually(lambda: deaf.active)
@@ -155,74 +153,76 @@ async def test_it_looks_by_itself_where_no_hint_comes(database: str, connection:
         await eventually(lambda: deaf.positions["agents"] == 1)
 
 
-async def test_it_says_how_far_it_is_when_it_is_there(database: str, connection: Connection) -> None:
+async def test_projector_notifies_readers_of_the_position_it_has_reached(
+    database: str, connection: Connection
+) -> None:
     async with running_listener(database) as listener:
         active = Projector(database, "squad", listener.events)
         async with running(active.run()):
             await eventually(lambda: active.active)
             await LogWriter(connection).append(joined("alice"), said("hello"))
             await eventually(lambda: listener.projections.position == 2)
-            assert set((await _reported(connection)).values()) == {(2, None, None)}
+            assert set((await _read_states(connection)).values()) == {(2, None, None)}
 
 
-async def test_one_that_fails_stops_before_the_event_and_stops_no_other(
+async def test_failing_projection_stops_before_the_event_and_others_go_on(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _make_messages_choke_on_poison(monkeypatch)
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("one"), said(POISON), said("after"))
-    choking = Projector(database, "squad", Hints())
-    async with running(choking.run()):
-        await eventually(lambda: choking.failed)
-        await scribe.append(said("later"))
-        await eventually(lambda: choking.positions["agents"] == 5)
+    _make_messages_fail_on_poison(monkeypatch)
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("one"), said(POISON), said("after"))
+    failing = Projector(database, "squad", Hints())
+    async with running(failing.run()):
+        await eventually(lambda: failing.failed)
+        await log_writer.append(said("later"))
+        await eventually(lambda: failing.positions["agents"] == 5)
     reason = "ArithmeticError: not to my taste"
-    assert choking.failed == {"messages": (3, reason)}
-    assert choking.positions["messages"] == 2
-    reported = await _reported(connection)
+    assert failing.failed == {"messages": (3, reason)}
+    assert failing.positions["messages"] == 2
+    reported = await _read_states(connection)
     assert reported.pop("messages") == (2, 3, reason)
     assert set(reported.values()) == {(5, None, None)}
     assert await assert_tables_equal_fold(database) > 0
 
 
-async def test_one_that_failed_goes_on_where_it_stopped_once_it_is_mended(
+async def test_failed_projection_resumes_where_it_stopped_once_it_is_fixed(
     database: str, connection: Connection
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        _make_messages_choke_on_poison(patch)
+        _make_messages_fail_on_poison(patch)
         await LogWriter(connection).append(joined("alice"), said(POISON), said("two"))
-        choking = Projector(database, "squad", Hints())
-        async with running(choking.run()):
-            await eventually(lambda: choking.failed)
-    mended = Projector(database, "squad", Hints())
-    async with running(mended.run()):
+        failing = Projector(database, "squad", Hints())
+        async with running(failing.run()):
+            await eventually(lambda: failing.failed)
+    fixed = Projector(database, "squad", Hints())
+    async with running(fixed.run()):
         await eventually(partial(projected_to_head, database))
-    assert not mended.failed
-    assert set((await _reported(connection)).values()) == {(3, None, None)}
+    assert not fixed.failed
+    assert set((await _read_states(connection)).values()) == {(3, None, None)}
     assert await assert_tables_equal_fold(database) == 3
 
 
-async def test_one_that_failed_tries_again_after_a_while_and_goes_on_by_itself(
+async def test_failed_projection_retries_and_resumes_by_itself(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(projector, "RETRY_FAILED_SECONDS", 0.2)
-    choking = Projector(database, "squad", Hints())
-    async with running(choking.run()):
+    failing = Projector(database, "squad", Hints())
+    async with running(failing.run()):
         with pytest.MonkeyPatch.context() as patch:
-            _make_messages_choke_on_poison(patch)
+            _make_messages_fail_on_poison(patch)
             await LogWriter(connection).append(joined("alice"), said("one"), said(POISON), said("two"))
-            await eventually(lambda: choking.failed)
-            first = choking._failed_at
-            await eventually(lambda: choking._failed_at > first)
-            assert choking.positions["messages"] == 2
+            await eventually(lambda: failing.failed)
+            first = failing._failed_at
+            await eventually(lambda: failing._failed_at > first)
+            assert failing.positions["messages"] == 2
         await eventually(partial(projected_to_head, database))
-        await eventually(lambda: not choking.failed)
-        await eventually(lambda: _all_well(connection, 4))
+        await eventually(lambda: not failing.failed)
+        await eventually(lambda: _all_healthy(connection, 4))
     assert await assert_tables_equal_fold(database) == 4
 
 
-async def _all_well(connection: Connection, position: int) -> bool:
-    return set((await _reported(connection)).values()) == {(position, None, None)}
+async def _all_healthy(connection: Connection, position: int) -> bool:
+    return set((await _read_states(connection)).values()) == {(position, None, None)}
 
 
 @pytest.mark.parametrize(
@@ -230,23 +230,23 @@ async def _all_well(connection: Connection, position: int) -> bool:
     [{"schema_version": 9}, {"type": "from_the_future"}, {"data": '{"agent": 1}'}],
     ids=["newer version", "unknown type", "other shape"],
 )
-async def test_nobody_steps_over_an_event_that_cannot_be_read(
+async def test_every_projection_stops_at_an_event_that_cannot_be_read(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("fine"))
-    await scribe.append(joined("bob"), **unknown)
-    await scribe.append(said("after"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("fine"))
+    await log_writer.append(joined("bob"), **unknown)
+    await log_writer.append(said("after"))
     stuck = Projector(database, "squad", Hints())
     async with running(stuck.run()):
         await eventually(lambda: len(stuck.failed) == len(PROJECTIONS))
-    for position, failed, error in (await _reported(connection)).values():
+    for position, failed, error in (await _read_states(connection)).values():
         assert (position, failed) == (2, 3)
         assert error is not None
         assert "position 3" in error
 
 
-async def test_one_that_folds_differently_now_begins_afresh(database: str, connection: Connection) -> None:
+async def test_projection_with_a_new_fold_version_is_rebuilt(database: str, connection: Connection) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
@@ -263,9 +263,7 @@ async def test_one_that_folds_differently_now_begins_afresh(database: str, conne
     assert await assert_tables_equal_fold(database) == 2
 
 
-async def test_of_two_projectors_one_works_and_the_other_stands_by(
-    database: str, connection: Connection
-) -> None:
+async def test_second_projector_stands_by_and_takes_over(database: str, connection: Connection) -> None:
     first, second = (Projector(database, "squad", Hints()) for _ in range(2))
     async with running(second.run()):
         async with running(first.run()):
@@ -276,23 +274,23 @@ async def test_of_two_projectors_one_works_and_the_other_stands_by(
         await eventually(lambda: second.active)
 
 
-async def test_one_that_was_overtaken_keeps_nothing_and_begins_anew(
+async def test_overtaken_projector_discards_its_cache_and_starts_over(
     database: str, connection: Connection
 ) -> None:
-    """As where a connection was thought dead and its lock was given to another."""
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"))
+    """As when its connection was taken for dead and its lock went to another process."""
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"))
     overtaken = Projector(database, "squad", Hints())
     async with running(overtaken.run()):
         await eventually(lambda: overtaken.active and overtaken.positions["messages"] == 1)
         await connection.execute("UPDATE projections SET position = 0 WHERE name = 'agents'")
         await connection.execute("TRUNCATE squad_agents")
-        await scribe.append(said("two"))
+        await log_writer.append(said("two"))
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) == 2
 
 
-async def test_a_write_shows_in_the_tables_at_once(database: str) -> None:
+async def test_write_is_in_the_tables_without_waiting_for_a_poll(database: str) -> None:
     async with (
         running_listener(database) as listener,
         running(Projector(database, "squad", listener.events).run()),
@@ -301,7 +299,7 @@ async def test_a_write_shows_in_the_tables_at_once(database: str) -> None:
     ):
         await eventually(partial(projected_to_head, database))
         outcome = await submit(writer, message("hello"))
-        # Sooner than anybody would look by himself.
+        # Sooner than any poll.
         await eventually(lambda: listener.projections.position == outcome.position, within_seconds=0.8)
         cursor = await connection.execute("SELECT message FROM squad_messages")
         assert await cursor.fetchall() == [("hello",)]

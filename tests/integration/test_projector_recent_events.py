@@ -1,4 +1,4 @@
-"""What this process has appended reaches the tables without being read back, and only if the log has it."""
+"""Events that this process appended reach the tables without being read back, if the log has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eventstore import log, lookup
 from eventstore.listener import Hints
 from projections.projector import Projector
 from service import commands as do
-from tests.integration.test_projector import POISON, _make_messages_choke_on_poison
+from tests.integration.test_projector import POISON, _make_messages_fail_on_poison
 from tests.support.log import LogWriter, joined, said
 from tests.support.parts import (
     SCHEMA,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def _squad(database: str) -> AsyncIterator[tuple[Writer, Projector]]:
-    """A writer and a projector that is told of what it appends, as in a service."""
+async def _running_squad(database: str) -> AsyncIterator[tuple[Writer, Projector]]:
+    """A writer, and a projector that observes what it appends, as in a service."""
     async with AsyncExitStack() as stack:
         listener = await stack.enter_async_context(running_listener(database))
         projector = Projector(database, SCHEMA, listener.events)
@@ -53,55 +53,57 @@ async def _squad(database: str) -> AsyncIterator[tuple[Writer, Projector]]:
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def read_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The positions that were read from the log."""
     positions: list[int] = []
     read_after = log.read_after
 
-    async def noting(connection: Connection, position: int, *more: int) -> list[Recorded]:
+    async def recording(connection: Connection, position: int, *more: int) -> list[Recorded]:
         page = await read_after(connection, position, *more)
         positions.extend(recorded.position for recorded in page)
         return page
 
-    monkeypatch.setattr(log, "read_after", noting)
+    monkeypatch.setattr(log, "read_after", recording)
     return positions
 
 
-async def test_it_is_folded_without_being_read(database: str, read: list[int]) -> None:
-    async with _squad(database) as (writer, _):
-        read.clear()
+async def test_events_of_this_process_are_folded_without_being_read(
+    database: str, read_positions: list[int]
+) -> None:
+    async with _running_squad(database) as (writer, _):
+        read_positions.clear()
         await live_with_jobs(writer, 1, 300)
         head = writer.squad.head.position
         await eventually(partial(projected_to_head, database))
-    # A notification may be faster than the writer's own answer; then the log was read.
-    assert len(read) < head / 2
+    # A notification may arrive before the writer's own answer; then the log is read.
+    assert len(read_positions) < head / 2
     assert await assert_tables_equal_fold(database) > 100
 
 
-async def test_many_at_once(database: str) -> None:
-    async with _squad(database) as (writer, _):
+async def test_tables_equal_the_fold_of_the_log_after_concurrent_writes(database: str) -> None:
+    async with _running_squad(database) as (writer, _):
         await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed in range(8)))
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
 
 
-async def test_what_the_writer_folded_of_others_is_not_read_again(
+async def test_events_of_others_that_the_writer_folded_are_not_read_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with _squad(database) as (writer, projector), running_writer(database) as other:
+    async with _running_squad(database) as (writer, projector), running_writer(database) as other:
         taken: list[int] = []
-        take = projector._recent.take_after
+        take_after = projector._recent.take_after
 
-        def noting(after: int) -> Page | None:
-            page = take(after)
+        def recording(after: int) -> Page | None:
+            page = take_after(after)
             taken.extend(recorded.position for recorded in (page.recorded if page else ()))
             return page
 
-        monkeypatch.setattr(projector._recent, "take_after", noting)
+        monkeypatch.setattr(projector._recent, "take_after", recording)
         theirs: set[int] = set()
         for number in range(100):
-            # Where theirs comes first, the writer decides under the lock, and knows of it by then.
-            # The projector hears of both together, as a rule; of what others have sealed, it never does.
+            # If theirs comes first, the writer decides under the lock, and knows of it by then.
+            # The projector usually gets both together, but never what others have encrypted.
             outcome, _ = await asyncio.gather(
                 submit(other, message(f"theirs {number}")), submit(writer, message(f"ours {number}"))
             )
@@ -113,8 +115,8 @@ async def test_what_the_writer_folded_of_others_is_not_read_again(
     assert await assert_tables_equal_fold(database) > 0
 
 
-async def test_what_others_appended_in_between_is_read(database: str) -> None:
-    async with _squad(database) as (writer, _), running_writer(database) as other:
+async def test_events_that_others_appended_in_between_are_read(database: str) -> None:
+    async with _running_squad(database) as (writer, _), running_writer(database) as other:
         await asyncio.gather(
             RandomHistory(seed=2).live(writer, 150), RandomHistory(seed=3).live(other, 150)
         )
@@ -122,18 +124,18 @@ async def test_what_others_appended_in_between_is_read(database: str) -> None:
     assert await assert_tables_equal_fold(database) > 100
 
 
-async def test_a_page_that_the_log_does_not_have_reaches_no_table(database: str) -> None:
-    """As where the log was replaced by a backup of it, and nobody has noticed yet."""
-    async with _squad(database) as (writer, projector):
+async def test_event_that_the_log_does_not_have_reaches_no_table(database: str) -> None:
+    """As when the log was replaced by a backup of it, and no process has noticed yet."""
+    async with _running_squad(database) as (writer, projector):
         head = writer.squad.head.position
         event = said("never appended")
         async with connected(database) as connection:
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            row = scribe.row(event, await log.clock(connection))
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            row = log_writer.row(event, await log.clock(connection))
             projector.observe([row], [event])
             projector._hints.wake(head + 1)
-            # It begins anew, and lets go of what it had.
+            # It starts over, and discards what it had.
             await eventually(lambda: not projector._recent)
             await eventually(lambda: projector.active and not projector._recent)
             assert set(projector.positions.values()) == {head}
@@ -144,27 +146,27 @@ async def test_a_page_that_the_log_does_not_have_reaches_no_table(database: str)
     await assert_tables_equal_fold(database)
 
 
-async def test_another_event_at_its_position_reaches_the_tables_instead(database: str) -> None:
-    async with _squad(database) as (_, projector):
+async def test_stored_event_reaches_the_tables_instead_of_another_at_its_position(database: str) -> None:
+    async with _running_squad(database) as (_, projector):
         event, other = said("never appended"), joined("zoe")
         async with connected(database) as connection:
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            row = scribe.row(event, await log.clock(connection))
-            # Known to the projector before it is woken by the event that really is there.
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            row = log_writer.row(event, await log.clock(connection))
+            # The projector knows this one before it is woken by the one that is really stored.
             projector.observe([row], [event])
-            await scribe.append(other)
+            await log_writer.append(other)
             await eventually(partial(projected_to_head, database))
             cursor = await connection.execute("SELECT count(*) FROM squad_messages")
             assert await cursor.fetchall() == [(0,)]
     assert await assert_tables_equal_fold(database) > 0
 
 
-async def test_one_that_fails_stops_before_the_event_and_the_others_go_on(
+async def test_failing_projection_stops_before_the_event_and_others_go_on(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _make_messages_choke_on_poison(monkeypatch)
-    async with _squad(database) as (writer, projector):
+    _make_messages_fail_on_poison(monkeypatch)
+    async with _running_squad(database) as (writer, projector):
         before = writer.squad.head.position
         await asyncio.gather(*(submit(writer, message(text)) for text in ("one", POISON, "after")))
         await submit(writer, do.RegisterAgent(name="bob", role="tester"))
@@ -180,8 +182,8 @@ async def test_one_that_fails_stops_before_the_event_and_the_others_go_on(
         assert projector.positions["messages"] == position - 1 >= before
 
 
-async def test_rows_that_a_replay_has_replaced_are_not_written_over(database: str) -> None:
-    async with _squad(database) as (writer, projector), connected(database) as connection:
+async def test_rows_that_a_replay_has_replaced_are_not_overwritten(database: str) -> None:
+    async with _running_squad(database) as (writer, projector), connected(database) as connection:
         await RandomHistory(seed=5).live(writer, 30)
         await eventually(partial(projected_to_head, database))
         await connection.execute("UPDATE projections SET generation = generation + 1")
@@ -191,8 +193,8 @@ async def test_rows_that_a_replay_has_replaced_are_not_written_over(database: st
     assert await assert_tables_equal_fold(database) > 0
 
 
-async def test_a_hint_without_a_position_has_the_log_read(database: str) -> None:
-    """As after the listener was away: nobody knows what was said meanwhile."""
+async def test_hint_without_a_position_makes_the_projector_read_the_log(database: str) -> None:
+    """As after the listener was disconnected: nobody knows what was notified meanwhile."""
     hints = Hints()
     projector = Projector(database, SCHEMA, hints)
     async with running_writer(database) as writer, running(projector.run()):
@@ -204,25 +206,25 @@ async def test_a_hint_without_a_position_has_the_log_read(database: str) -> None
             await submit(writer, message("ours"))
             hints.wake(writer.squad.head.position)
             await eventually(partial(projected_to_head, database))
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            await scribe.append(joined("zoe"))
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            await log_writer.append(joined("zoe"))
             hints.wake()
             await eventually(partial(projected_to_head, database))
             assert projector.poll_rescues == rescues
 
 
-async def test_nothing_is_kept_where_another_process_is_the_projector(database: str) -> None:
+async def test_recent_events_are_not_kept_when_another_process_is_the_projector(database: str) -> None:
     standby = Projector(database, SCHEMA, Hints())
-    async with _squad(database) as (writer, _), running(standby.run()):
+    async with _running_squad(database) as (writer, _), running(standby.run()):
         writer.on_known.append(standby.observe)
         await RandomHistory(seed=7).live(writer, 20)
         assert not standby.active
         assert not standby._recent
 
 
-async def test_a_notification_that_comes_before_what_it_tells_of_is_not_lost(database: str) -> None:
-    """The listener may hear of a commit before the writer does."""
+async def test_notification_that_arrives_before_its_event_is_not_lost(database: str) -> None:
+    """The listener may learn of a commit before the writer does."""
     hints = Hints()
     projector = Projector(database, SCHEMA, hints)
     async with running_writer(database) as writer, running(projector.run()):
@@ -230,7 +232,7 @@ async def test_a_notification_that_comes_before_what_it_tells_of_is_not_lost(dat
         await eventually(partial(projected_to_head, database))
         rescues = projector.poll_rescues
         for number in range(10):
-            # The first is at hand and the second is not yet, when both were told of.
+            # When the hint comes, the first is in memory and the second is not yet.
             writer.on_known.append(projector.observe)
             await submit(writer, message(f"at hand {number}"))
             writer.on_known.clear()

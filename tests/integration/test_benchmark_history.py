@@ -1,4 +1,4 @@
-"""The history that benchmarks run on, in a log: as sound as one that was lived through."""
+"""The simulated history that benchmarks run on is as sound as a log that a service wrote."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from tests.support.wait import eventually
 EVENTS = 25_000
 
 
-async def test_it_is_sound_can_be_projected_and_goes_on(empty_database: str) -> None:
-    told = [count async for count in fill(empty_database, "squad", EVENTS)]
+async def test_simulated_history_is_sound_can_be_projected_and_can_be_continued(
+    empty_database: str,
+) -> None:
+    counts = [count async for count in fill(empty_database, "squad", EVENTS)]
     events = await assert_log_is_sound(empty_database)
-    assert told[-1] == len(events) >= EVENTS
-    assert told == sorted(told)
+    assert counts[-1] == len(events) >= EVENTS
+    assert counts == sorted(counts)
     async with (
         running(Projector(empty_database, "squad", Hints()).run()),
         running_writer(empty_database) as writer,
@@ -35,7 +37,7 @@ async def test_it_is_sound_can_be_projected_and_goes_on(empty_database: str) -> 
     assert await assert_tables_equal_fold(empty_database) > 1_000
 
 
-async def test_a_squad_that_has_a_history_keeps_it(empty_database: str) -> None:
+async def test_squad_that_has_events_is_refused_and_unchanged(empty_database: str) -> None:
     async for _ in fill(empty_database, "squad", 100):
         pass
     before = await assert_log_is_sound(empty_database)
