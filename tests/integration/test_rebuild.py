@@ -1,4 +1,4 @@
-"""Replay: the tables become what the log says, whatever they were, or stay as they were."""
+"""A rebuild makes the tables what the log says, whatever they hold, or leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 
-@pytest.mark.parametrize("close", [0, 10_000], ids=["folded before", "folded in the swap"])
-async def test_whatever_was_done_to_the_tables_is_undone(
-    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, close: int
+@pytest.mark.parametrize("close_events", [0, 10_000], ids=["folded before", "folded in the swap"])
+async def test_missing_extra_and_changed_rows_are_repaired(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, close_events: int
 ) -> None:
-    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close)
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close_events)
     await fill_all_tables(database, seed=1)
     tampering = await Tampering.of(connection)
     for number, table in enumerate(TABLES):
@@ -74,30 +74,34 @@ async def test_whatever_was_done_to_the_tables_is_undone(
         assert (replaced.written, replaced.removed) == expected
 
 
-async def test_tables_that_were_emptied_are_filled(database: str, connection: Connection) -> None:
+async def test_emptied_tables_are_filled(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=2)
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
     rebuilt = await rebuild(database, SCHEMA)
     assert sum(replaced.written for replaced in rebuilt.tables) == await assert_tables_equal_fold(database)
 
 
-@pytest.mark.parametrize(("most", "largest"), [(1, 2_000), (3, 2_000), (3, 0)])
-async def test_rows_that_are_not_at_hand_any_more_are_fetched(
-    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, most: int, largest: int
+@pytest.mark.parametrize(("cached_rows", "max_characters"), [(1, 2_000), (3, 2_000), (3, 0)])
+async def test_rows_evicted_from_the_cache_are_fetched(
+    database: str,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    cached_rows: int,
+    max_characters: int,
 ) -> None:
-    """Also those that the page before has changed, and that are on their way to the database still. Nobody
-    asks for what the page itself makes."""
+    """Including those that the previous page changed and that are still being written. Rows that the page
+    itself creates are not requested."""
     await fill_all_tables(database, seed=9)
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
-    monkeypatch.setattr(row_cache, "CACHED_ROWS", most)
-    monkeypatch.setattr(row_cache, "MAX_ROW_CHARACTERS", largest)
+    monkeypatch.setattr(row_cache, "CACHED_ROWS", cached_rows)
+    monkeypatch.setattr(row_cache, "MAX_ROW_CHARACTERS", max_characters)
     monkeypatch.setattr(pages.scan, "__defaults__", (7,))
-    asked, fetched = Counter[str](), Counter[str]()
+    requested, fetched = Counter[str](), Counter[str]()
     load = storage.load
 
     async def counting(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
         rows = await load(connection, table, keys)
-        asked[table.name] += len(keys)
+        requested[table.name] += len(keys)
         fetched[table.name] += len(rows)
         return rows
 
@@ -105,12 +109,12 @@ async def test_rows_that_are_not_at_hand_any_more_are_fetched(
     await rebuild(database, SCHEMA)
     await assert_tables_equal_fold(database)
     for name in ("operations", "reservations", "squad_tasks", "email_logs", "job_runs"):
-        assert asked[name] == fetched[name], name
+        assert requested[name] == fetched[name], name
     assert min(fetched[name] for name in ("squad_agents", "operations", "reservations")) > 0
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 1), (6, 10), (8, 15), (19, 19)])
-async def test_what_is_missing_on_the_way_is_named(
+async def test_first_missing_position_is_reported(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
 ) -> None:
     monkeypatch.setattr(pages.scan, "__defaults__", (5,))
@@ -122,10 +126,10 @@ async def test_what_is_missing_on_the_way_is_named(
         await rebuild(database, SCHEMA)
 
 
-async def test_what_is_sealed_only_further_on_is_opened(
+async def test_encrypted_events_after_unencrypted_ones_are_decrypted(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to there less is read of each event than it takes to open one."""
+    """Before the first encrypted event, fewer columns are read than decryption needs."""
     monkeypatch.setattr(pages.scan, "__defaults__", (3,))
     for encrypt in (False, True, False):
         async with running_writer(database, encrypt=encrypt) as writer:
@@ -140,7 +144,7 @@ async def test_what_is_sealed_only_further_on_is_opened(
     ]
 
 
-async def test_rows_that_are_right_are_not_written_again(database: str, connection: Connection) -> None:
+async def test_correct_rows_are_not_rewritten(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=3)
     versions = "SELECT string_agg(xmin::text || ctid::text, ',' ORDER BY id) FROM squad_messages"
     before = await one(connection, versions)
@@ -149,14 +153,14 @@ async def test_rows_that_are_right_are_not_written_again(database: str, connecti
     assert await one(connection, versions) == before
 
 
-async def test_an_empty_log_makes_empty_tables(database: str) -> None:
+async def test_empty_log_makes_empty_tables(database: str) -> None:
     rebuilt = await rebuild(database, SCHEMA)
     assert rebuilt.position == 0
     assert {replaced.rows for replaced in rebuilt.tables} == {0}
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_squad_that_was_never_projected_is_at_the_head_afterwards(
+async def test_tables_that_were_never_projected_are_at_the_head_afterwards(
     database: str, connection: Connection
 ) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
@@ -166,7 +170,7 @@ async def test_a_squad_that_was_never_projected_is_at_the_head_afterwards(
     await project(database)
 
 
-async def test_only_the_tables_of_the_projections_that_are_named_are_touched(
+async def test_only_the_tables_of_the_given_projections_are_rebuilt(
     database: str, connection: Connection
 ) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
@@ -178,7 +182,7 @@ async def test_only_the_tables_of_the_projections_that_are_named_are_touched(
     assert left.projection == "agents"
 
 
-async def test_one_that_stopped_goes_on_from_the_head(database: str, connection: Connection) -> None:
+async def test_stopped_projection_continues_from_the_head(database: str, connection: Connection) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute(
@@ -191,14 +195,16 @@ async def test_one_that_stopped_goes_on_from_the_head(database: str, connection:
     assert await compare(database, SCHEMA) == []
 
 
-async def test_the_generation_of_all_grows_with_every_replay(database: str, connection: Connection) -> None:
+async def test_generation_of_all_projections_grows_with_every_rebuild(
+    database: str, connection: Connection
+) -> None:
     await project(database)
     for generation in (2, 3):
         await rebuild(database, SCHEMA, [messages])
         assert {row[4] for row in (await standings(connection)).values()} == {generation}
 
 
-async def test_a_table_that_was_dropped_is_made_again_as_it_was(
+async def test_dropped_table_is_recreated_with_its_indexes_and_constraints(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=4)
@@ -216,7 +222,7 @@ async def test_a_table_that_was_dropped_is_made_again_as_it_was(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_table_that_was_renamed_is_made_again_beside_that(
+async def test_renamed_table_is_recreated_beside_the_renamed_one(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=4)
@@ -229,17 +235,13 @@ async def test_a_table_that_was_renamed_is_made_again_beside_that(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_without_the_table_of_positions_a_replay_says_so(
-    database: str, connection: Connection
-) -> None:
+async def test_missing_table_of_projections_is_reported(database: str, connection: Connection) -> None:
     await connection.execute("DROP TABLE projections")
     with pytest.raises(TableMismatch, match=r"projections does not exist"):
         await rebuild(database, SCHEMA)
 
 
-async def test_indexes_that_were_lost_are_made_again_as_they_were(
-    database: str, connection: Connection
-) -> None:
+async def test_missing_and_invalid_indexes_are_recreated(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=7)
     shape = (
         "SELECT string_agg(indexdef, ';' ORDER BY indexdef) FROM pg_indexes"
@@ -247,7 +249,7 @@ async def test_indexes_that_were_lost_are_made_again_as_they_were(
     )
     before = await one(connection, shape)
     assert await missing_indexes(connection, SCHEMA) == []
-    # One that is of the operator's own making does no harm.
+    # An operator's own index does no harm, and neither does another name.
     await connection.execute("CREATE INDEX own ON squad_tasks (title)")
     await connection.execute("ALTER INDEX email_logs_by_status RENAME TO another_name")
     assert await missing_indexes(connection, SCHEMA) == []
@@ -256,7 +258,7 @@ async def test_indexes_that_were_lost_are_made_again_as_they_were(
         "DROP INDEX squad_messages_from, squad_messages_task, operations_by_state;"
         " ALTER TABLE squad_tasks DROP CONSTRAINT squad_tasks_created_position_key;"
         " ALTER TABLE budgets DROP CONSTRAINT budgets_pkey;"
-        # Its name alone says nothing.
+        # The right name is not enough.
         " CREATE INDEX operations_by_state ON operations (fencing_token, state);"
         " UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'job_runs_by_job'::regclass"
     )
@@ -270,7 +272,7 @@ async def test_indexes_that_were_lost_are_made_again_as_they_were(
     assert await missing_indexes(connection, SCHEMA) == []
 
 
-async def test_a_table_that_lost_its_key_has_it_again_and_each_row_once(
+async def test_dropped_primary_key_is_recreated_and_duplicate_rows_removed(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=5)
@@ -284,7 +286,9 @@ async def test_a_table_that_lost_its_key_has_it_again_and_each_row_once(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_what_hangs_on_a_table_stays(database: str, connection: Connection) -> None:
+async def test_views_indexes_grants_and_policies_on_a_table_are_kept(
+    database: str, connection: Connection
+) -> None:
     await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("CREATE VIEW loud AS SELECT upper(message) AS message FROM squad_messages")
@@ -300,14 +304,14 @@ async def test_what_hangs_on_a_table_stays(database: str, connection: Connection
 
 
 @pytest.mark.parametrize("unknown", [{"schema_version": 9}, {"type": "from_the_future"}], ids=str)
-async def test_an_event_of_newer_code_ends_it_and_the_tables_are_as_they_were(
+async def test_unknown_event_fails_the_rebuild_and_leaves_the_tables_unchanged(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("one"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("UPDATE squad_messages SET message = 'tampered'")
-    await scribe.append(joined("bob"), **unknown)
+    await log_writer.append(joined("bob"), **unknown)
     before = await standings(connection)
     with pytest.raises(UnknownEventType, match=r"v\d at position 3$") as raised:
         await rebuild(database, SCHEMA)
@@ -316,10 +320,10 @@ async def test_an_event_of_newer_code_ends_it_and_the_tables_are_as_they_were(
     assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
 
 
-async def test_tables_that_are_further_than_the_log_are_left_alone(
+async def test_tables_beyond_the_end_of_the_log_are_left_unchanged(
     database: str, connection: Connection
 ) -> None:
-    """As where a backup was restored that lacks the end of the log."""
+    """As when a restored backup lacks the end of the log."""
     await LogWriter(connection).append(joined("alice"))
     await project(database)
     await connection.execute("UPDATE projections SET position = 3 WHERE name = 'agents'")
@@ -329,7 +333,7 @@ async def test_tables_that_are_further_than_the_log_are_left_alone(
     assert await standings(connection) == before
 
 
-async def test_a_second_replay_at_the_same_time_is_refused(
+async def test_second_concurrent_rebuild_is_refused(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "LOCK_TIMEOUT_SECONDS", 0.2)
@@ -356,7 +360,7 @@ async def _waits_for_a_lock(dsn: str) -> bool:
         )
 
 
-async def test_whoever_holds_what_it_needs_holds_it_up_only_for_a_while(
+async def test_rebuild_fails_without_changes_while_its_rows_are_locked(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "_LOCK_MILLISECONDS", 50)
@@ -373,13 +377,13 @@ async def test_whoever_holds_what_it_needs_holds_it_up_only_for_a_while(
     assert await one(connection, "SELECT message FROM squad_messages") == "one"
 
 
-async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
+async def test_failed_swap_is_retried_from_the_position_before_it(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
         await RandomHistory(seed=6).live(writer, 200)
     await project(database)
-    # All is folded in the swap, and the first ones of it are rolled back.
+    # Everything is folded in the swap, whose first attempts are rolled back.
     failures = iter(range(3))
 
     async def fail_at_first(*args: Any) -> Any:
@@ -394,13 +398,13 @@ async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_swap_whose_rows_could_not_be_counted_stands_and_is_not_made_again(
+async def test_swap_is_kept_and_not_repeated_when_counting_its_rows_fails(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
         await RandomHistory(seed=6).live(writer, 200)
     await project(database)
-    # All is folded in the swap, and would be folded a second time.
+    # Everything is folded in the swap, and would be folded twice.
     failures = iter(range(1))
 
     async def fail_at_first(*args: Any) -> Any:
@@ -417,45 +421,45 @@ async def test_a_swap_whose_rows_could_not_be_counted_stands_and_is_not_made_aga
     assert await one(connection, "SELECT max(generation) FROM projections") == generation + 1
 
 
-async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
+async def test_changes_after_the_differences_were_found_are_included_in_the_swap(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Events come in, the projector writes what follows from wrong rows, and somebody tampers once more."""
+    """Events arrive, the projector derives rows from wrong ones, and somebody tampers with rows again."""
     monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
     async with (
         running_listener(database) as listener,
         running_writer(database, hints=listener.events) as writer,
     ):
-        life = RandomHistory(seed=6)
-        await life.live(writer, 200)
+        history = RandomHistory(seed=6)
+        await history.live(writer, 200)
         await project(database)
         await connection.execute("UPDATE squad_agents SET role = 'tampered'")
         await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
 
-        async def survey_and_live_on(*args: Any) -> Any:
+        async def find_and_continue(*args: Any) -> Any:
             found = await swap.find_differences(*args)
-            await life.live(writer, 100)
+            await history.live(writer, 100)
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
             ack = "INSERT INTO squad_message_acks VALUES (%s, 'x', now(), 1)"
             await connection.execute(ack, (new_id(),))
             return found
 
-        monkeypatch.setattr(rebuilding, "find_differences", survey_and_live_on)
+        monkeypatch.setattr(rebuilding, "find_differences", find_and_continue)
         async with running(Projector(database, SCHEMA, listener.events).run()):
             await rebuild(database, SCHEMA)
-            await life.live(writer, 20)
+            await history.live(writer, 20)
             await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
 
-async def test_what_was_forgotten_is_not_brought_back(database: str, connection: Connection) -> None:
+async def test_erased_data_is_not_restored(database: str, connection: Connection) -> None:
     async with running_writer(database, encrypt=True) as writer:
         kept = await submit(writer, message("still there"))
         sent = await submit(writer, message("mine alone"))
         await project(database)
         await submit(writer, do.ForgetSubject(subject=sent.reply["id"]))
-        # Nobody has projected that yet.
+        # No projector has applied that yet.
         await rebuild(database, SCHEMA)
     texts = dict(
         await (await connection.execute("SELECT id::text, message FROM squad_messages")).fetchall()
@@ -465,10 +469,10 @@ async def test_what_was_forgotten_is_not_brought_back(database: str, connection:
 
 
 @pytest.mark.parametrize("events", [1, 2, 3, 100])
-async def test_messages_are_forgotten_of_any_page(
+async def test_messages_are_erased_whatever_the_page_size(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
-    """No message stays at hand, in case that somebody is forgotten."""
+    """Messages are not cached, as they may have to be erased."""
     async with running_writer(database, encrypt=True) as writer:
         sent = [(await submit(writer, message(f"number {number}"))).reply["id"] for number in range(6)]
         for number in (0, 5, 4):
@@ -477,35 +481,39 @@ async def test_messages_are_forgotten_of_any_page(
     monkeypatch.setattr(pages.scan, "__defaults__", (events,))
     await rebuild(database, SCHEMA)
     found = await (await connection.execute("SELECT id::text, message FROM squad_messages")).fetchall()
-    told = {text for id_, text in found if id_ not in sent}
+    in_between = {text for id_, text in found if id_ not in sent}
     kept = ["number 1", "number 2", "number 3"]
     assert [dict(found)[id_] for id_ in sent] == [ERASED, *kept, ERASED, ERASED]
-    assert (len(found), told) == (9, {"in between"})
+    assert (len(found), in_between) == (9, {"in between"})
     assert await compare(database, SCHEMA) == []
 
 
-async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_is_reported_after_each_page(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill_all_tables(database, seed=7)
     monkeypatch.setattr(pages.scan, "__defaults__", (100,))
-    told: list[tuple[int, int]] = []
-    rebuilt = await rebuild(database, SCHEMA, progress=lambda position, goal: told.append((position, goal)))
-    assert [position for position, _ in told] == [*range(100, rebuilt.position, 100), rebuilt.position]
-    assert {goal for _, goal in told} == {rebuilt.position}
+    reported: list[tuple[int, int]] = []
+    rebuilt = await rebuild(
+        database, SCHEMA, progress=lambda position, goal: reported.append((position, goal))
+    )
+    assert [position for position, _ in reported] == [*range(100, rebuilt.position, 100), rebuilt.position]
+    assert {goal for _, goal in reported} == {rebuilt.position}
 
 
-async def test_nothing_of_it_is_left(database: str, connection: Connection) -> None:
+async def test_rebuild_leaves_no_tables_or_connections_behind(
+    database: str, connection: Connection
+) -> None:
     await fill_all_tables(database, seed=8)
     before = await one(connection, "SELECT count(*) FROM pg_class")
     await rebuild(database, SCHEMA)
-    await eventually(partial(_is_gone, connection))
+    await eventually(partial(_has_disconnected, connection))
     assert await one(connection, "SELECT count(*) FROM pg_class") == before
 
 
-async def _is_gone(connection: Connection) -> bool:
+async def _has_disconnected(connection: Connection) -> bool:
     return not await backends(connection, "squad replay")
 
 
-async def test_another_squad_of_the_database_is_not_touched(database: str, connection: Connection) -> None:
+async def test_other_squads_in_the_database_are_not_touched(database: str, connection: Connection) -> None:
     await schema.apply(database, "squad_b")
     await LogWriter(connection).append(joined("alice"), said("one"))
     async with connected(database, "squad_b") as other:
@@ -519,7 +527,7 @@ async def test_another_squad_of_the_database_is_not_touched(database: str, conne
         assert await one(other, "SELECT count(*) FROM squad_agents") == 0
 
 
-async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compare(
+async def test_role_that_owns_only_the_schema_may_rebuild_and_compare(
     empty_database: str,
 ) -> None:
     role = f"tenant_{uuid4().hex}"
@@ -540,11 +548,11 @@ async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compa
             await admin.execute(f"DROP ROLE {role}".encode())
 
 
-async def test_those_who_wait_for_tables_and_the_projector_are_told_of_it(
+async def test_rebuild_notifies_the_projector_and_readers_of_the_tables(
     database: str, connection: Connection
 ) -> None:
     for channel in ("events", "projections"):
         await connection.execute(f'LISTEN "{SCHEMA}.{channel}"'.encode())
     await rebuild(database, SCHEMA)
-    told = [each.channel async for each in connection.notifies(timeout=10, stop_after=2)]
-    assert sorted(told) == [f"{SCHEMA}.events", f"{SCHEMA}.projections"]
+    channels = [each.channel async for each in connection.notifies(timeout=10, stop_after=2)]
+    assert sorted(channels) == [f"{SCHEMA}.events", f"{SCHEMA}.projections"]

@@ -1,4 +1,4 @@
-"""Replay beside others: readers, projectors and writers go on, and tables of other code are replaced."""
+"""Rebuilds beside readers, projectors and writers, and rebuilds of tables that other code folded."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 
 class Readers:
-    """Look at the messages again and again, and fail where there are fewer or older ones than before."""
+    """Read the messages again and again; fail if there are fewer or older ones than before."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self.looks = 0
-        self._enough = asyncio.Event()
+        self.reads = 0
+        self._stop = asyncio.Event()
 
-    async def look(self, isolation: IsolationLevel) -> None:
-        """Reads for as long as it may, by prepared statements."""
+    async def read_until_stopped(self, isolation: IsolationLevel) -> None:
+        """Read with prepared statements until `stop` is called."""
         seen = (0, 0, 0)
         async with connected(self._dsn) as connection:
             await connection.set_isolation_level(isolation)
-            while not self._enough.is_set():
+            while not self._stop.is_set():
                 async with connection.transaction():
-                    # Two tables and the position: in a snapshot they must fit together.
+                    # In a snapshot, the two tables and the position must be consistent.
                     position = await self._number(
                         connection, "SELECT min(position) FROM projections WHERE name <> 'jobs'"
                     )
-                    said_ = await self._number(connection, "SELECT count(*) FROM squad_messages")
+                    message_count = await self._number(connection, "SELECT count(*) FROM squad_messages")
                     last = await self._number(
                         connection, "SELECT coalesce(max(position), 0) FROM squad_messages"
                     )
@@ -63,11 +63,11 @@ class Readers:
                         (position,),
                     )
                     row = await cursor.fetchone()
-                    assert row == (said_,)
-                now = (position, said_, claimed)
+                    assert row == (message_count,)
+                now = (position, message_count, claimed)
                 assert all(later >= earlier for later, earlier in zip(now, seen, strict=True))
                 seen = now
-                self.looks += 1
+                self.reads += 1
                 await asyncio.sleep(0)
 
     async def _number(self, connection: Connection, query: str) -> int:
@@ -75,16 +75,16 @@ class Readers:
         assert row is not None
         return int(row[0])
 
-    def end(self) -> None:
-        self._enough.set()
+    def stop(self) -> None:
+        self._stop.set()
 
 
-async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
+async def test_readers_see_no_gap_and_no_older_rows_during_swaps_under_load(
     database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 20)
     caplog.set_level(logging.INFO, "projections.projector")
-    enough = asyncio.Event()
+    stop = asyncio.Event()
 
     readers = Readers(database)
     async with (
@@ -96,34 +96,35 @@ async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
         projector = Projector(database, SCHEMA, listener.events)
         async with running(projector.run()):
             await eventually(partial(projected_to_head, database))
-            lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(6)))
+            load = asyncio.gather(*(RandomHistory(seed).live_until(stop, writer) for seed in range(6)))
             reading = asyncio.gather(
-                readers.look(IsolationLevel.READ_COMMITTED), readers.look(IsolationLevel.REPEATABLE_READ)
+                readers.read_until_stopped(IsolationLevel.READ_COMMITTED),
+                readers.read_until_stopped(IsolationLevel.REPEATABLE_READ),
             )
             for number in range(5):
-                # A column that nobody reads here, so that there is always something to replace.
+                # A column that no reader reads, so that there is always something to replace.
                 await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
-                looks = readers.looks
+                reads = readers.reads
                 rebuilt = await rebuild(database, SCHEMA)
                 assert sum(replaced.written for replaced in rebuilt.tables) > 0
                 assert await compare(database, SCHEMA) == [], number
-                await eventually(lambda looks=looks: readers.looks > looks)  # type: ignore[misc]
+                await eventually(lambda reads=reads: readers.reads > reads)  # type: ignore[misc]
                 assert not reading.done()
-            enough.set()
-            await lives
+            stop.set()
+            await load
             await eventually(partial(projected_to_head, database))
-            readers.end()
+            readers.stop()
             await reading
     assert await compare(database, SCHEMA) == []
     assert {record.levelname for record in caplog.records} <= {"INFO"}
 
 
-async def test_a_projector_with_nothing_to_do_notices_and_goes_on(
+async def test_idle_projector_notices_a_rebuild_and_goes_on(
     database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "projections.projector")
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("one"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("one"))
     async with running_listener(database) as listener:
         idle = Projector(database, SCHEMA, listener.events)
         async with running(idle.run()):
@@ -131,13 +132,13 @@ async def test_a_projector_with_nothing_to_do_notices_and_goes_on(
             await rebuild(database, SCHEMA)
             await eventually(lambda: "rebuilt" in caplog.text)
             assert idle.active
-            await scribe.append(said("two"))
+            await log_writer.append(said("two"))
             await eventually(partial(projected_to_head, database))
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
+async def test_projector_that_is_blocked_for_long_logs_no_warning_and_goes_on(
     database: str,
     connection: Connection,
     caplog: pytest.LogCaptureFixture,
@@ -145,13 +146,13 @@ async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
 ) -> None:
     caplog.set_level(logging.INFO, "projections.projector")
     monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"))
     async with running(Projector(database, SCHEMA, Hints()).run()), connected(database) as holder:
         await eventually(partial(projected_to_head, database))
         await holder.execute("BEGIN")
         await holder.execute("LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE")
-        await scribe.append(said("one"))
+        await log_writer.append(said("one"))
         await eventually(lambda: caplog.text.count("starts over") > 1)
         await holder.execute("COMMIT")
         await eventually(partial(projected_to_head, database))
@@ -159,65 +160,63 @@ async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_projector_forgets_the_rows_that_it_had_at_hand(
+async def test_projector_discards_its_cached_rows_after_a_rebuild(
     database: str, connection: Connection
 ) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"))
     await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'tampered'")
     projector = Projector(database, SCHEMA, Hints())
     async with running(projector.run()):
-        await scribe.append(said("one"))
+        await log_writer.append(said("one"))
         await eventually(partial(projected_to_head, database))
         assert await one(connection, "SELECT role FROM squad_agents") == "tampered"
         await rebuild(database, SCHEMA)
-        # Whether it has noticed by now or not.
-        await scribe.append(said("two"))
+        # Whether it has noticed the rebuild yet or not.
+        await log_writer.append(said("two"))
         await eventually(partial(projected_to_head, database))
     assert await one(connection, "SELECT role FROM squad_agents") == "tester"
     assert await compare(database, SCHEMA) == []
 
 
-async def test_a_projector_that_failed_goes_on_after_a_replay(
-    database: str, connection: Connection
-) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), said("one"))
+async def test_failed_projection_resumes_after_a_rebuild(database: str, connection: Connection) -> None:
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), said("one"))
     await connection.execute("ALTER TABLE squad_messages ADD CONSTRAINT few CHECK (message <> 'two')")
     projector = Projector(database, SCHEMA, Hints())
     async with running(projector.run()):
-        await scribe.append(said("two"))
+        await log_writer.append(said("two"))
         await eventually(lambda: projector.failed)
         assert projector.positions["messages"] == 2
         await connection.execute("ALTER TABLE squad_messages DROP CONSTRAINT few")
         await rebuild(database, SCHEMA, [messages])
         await eventually(lambda: not projector.failed and projector.positions["messages"] == 3)
-        await scribe.append(said("three"))
+        await log_writer.append(said("three"))
         await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
 
-class TestTablesThatOtherCodeFolded:
-    """Whoever becomes the projector rebuilds them, and nobody sees how."""
+class TestTablesFoldedByOtherCode:
+    """The process that becomes the projector rebuilds them, unseen by readers."""
 
     newer = replace(messages, fold_version=messages.fold_version + 1)
 
     @pytest.fixture
-    async def scribe(self, database: str, connection: Connection) -> LogWriter:
-        """Two messages in a table that is not what this code would make of them."""
-        scribe = LogWriter(connection)
-        await scribe.append(joined("alice"), said("one"), said("two"))
+    async def log_writer(self, database: str, connection: Connection) -> LogWriter:
+        """Appends to a log of two messages, whose table is not what this code would make of it."""
+        log_writer = LogWriter(connection)
+        await log_writer.append(joined("alice"), said("one"), said("two"))
         await project(database)
         await connection.execute("UPDATE squad_messages SET message = 'old'")
-        return scribe
+        return log_writer
 
     def _projector(self, database: str) -> Projector:
         others = [projection for projection in PROJECTIONS if projection is not messages]
         return Projector(database, SCHEMA, Hints(), [*others, self.newer])
 
-    async def test_keep_their_rows_until_the_new_ones_are_complete_and_hold_up_no_other(
-        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
+    async def test_old_rows_stay_until_the_new_ones_are_complete_and_others_go_on(
+        self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         swap, may_swap = rebuilding._swap, asyncio.Event()
 
@@ -230,7 +229,7 @@ class TestTablesThatOtherCodeFolded:
         old = "SELECT array_agg(message) FROM squad_messages"
         async with running(projector.run()):
             await eventually(lambda: projector.active)
-            await scribe.append(said("three"))
+            await log_writer.append(said("three"))
             await eventually(lambda: projector.positions["agents"] == 4)
             assert projector.positions["messages"] == 0
             assert await one(connection, old) == ["old", "old"]
@@ -240,10 +239,10 @@ class TestTablesThatOtherCodeFolded:
         assert await one(connection, old) == ["one", "two", "three"]
         assert (await standings(connection))["messages"][:2] == (4, self.newer.fold_version)
 
-    async def test_are_not_taken_for_stuck_meanwhile(
-        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
+    async def test_rebuild_in_progress_updates_its_time_in_the_table_of_projections(
+        self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        del scribe
+        del log_writer
         monkeypatch.setattr("projections.background_rebuild.REPORT_EVERY_SECONDS", 0.0)
         may_swap = asyncio.Event()
 
@@ -252,24 +251,24 @@ class TestTablesThatOtherCodeFolded:
             await may_swap.wait()
 
         monkeypatch.setattr(rebuilding, "_swap", wait)
-        told = "SELECT updated_at FROM projections WHERE name = 'messages'"
-        before = await one(connection, told)
+        updated_at = "SELECT updated_at FROM projections WHERE name = 'messages'"
+        before = await one(connection, updated_at)
         async with running(self._projector(database).run()):
 
-            async def is_told_again() -> bool:
-                return bool(await one(connection, told) > before)
+            async def is_updated() -> bool:
+                return bool(await one(connection, updated_at) > before)
 
-            await eventually(is_told_again)
+            await eventually(is_updated)
 
-    async def test_are_put_in_place_however_long_that_holds_up_the_projector(
+    async def test_rebuild_completes_however_long_its_swap_blocks_the_projector(
         self,
         database: str,
         connection: Connection,
-        scribe: LogWriter,
+        log_writer: LogWriter,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It begins anew again and again meanwhile, and the rebuild does not."""
+        """Meanwhile the projector starts over again and again, and the rebuild does not."""
         caplog.set_level(logging.INFO, "projections")
         monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
         fold, may_go_on, swaps = rebuilding._fold_to_head, asyncio.Event(), 0
@@ -284,7 +283,7 @@ class TestTablesThatOtherCodeFolded:
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: swaps)
-            await scribe.append(said("three"))
+            await log_writer.append(said("three"))
             await eventually(lambda: caplog.text.count("starts over") > 2)
             may_go_on.set()
             await eventually(lambda: projector.positions["messages"] == 4)
@@ -294,10 +293,10 @@ class TestTablesThatOtherCodeFolded:
         messages_ = "SELECT array_agg(message ORDER BY position) FROM squad_messages"
         assert await one(connection, messages_) == ["one", "two", "three"]
 
-    async def test_are_also_those_far_behind_which_nobody_waits_for(
-        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
+    async def test_projection_far_behind_is_rebuilt_without_delaying_the_others(
+        self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Such as those of a projection that a release has added to a long log."""
+        """Such as one that a release has added to a long log."""
         monkeypatch.setattr("projections.progress.FAR_BEHIND_EVENTS", 1)
         swap, may_swap = rebuilding._swap, asyncio.Event()
 
@@ -311,17 +310,17 @@ class TestTablesThatOtherCodeFolded:
         projector = Projector(database, SCHEMA, Hints())
         async with running(projector.run()):
             await eventually(lambda: projector.active)
-            await scribe.append(said("three"))
+            await log_writer.append(said("three"))
             await eventually(lambda: projector.positions["agents"] == 4)
             assert projector.positions["messages"] == 0
             may_swap.set()
             await eventually(lambda: projector.positions["messages"] == 4)
         assert await compare(database, SCHEMA) == []
 
-    async def test_keep_their_rows_where_the_log_cannot_be_folded_and_say_why(
-        self, database: str, connection: Connection, scribe: LogWriter
+    async def test_old_rows_stay_and_the_error_is_reported_when_the_log_cannot_be_folded(
+        self, database: str, connection: Connection, log_writer: LogWriter
     ) -> None:
-        await scribe.append(joined("bob"), schema_version=9)
+        await log_writer.append(joined("bob"), schema_version=9)
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: len(projector.failed) == len(PROJECTIONS))
@@ -330,11 +329,11 @@ class TestTablesThatOtherCodeFolded:
         assert (await standings(connection))["messages"][:3] == (3, messages.fold_version, 4)
         assert await one(connection, "SELECT array_agg(message) FROM squad_messages") == ["old", "old"]
 
-    async def test_are_rebuilt_each_for_itself_where_not_all_can_be(
-        self, database: str, connection: Connection, scribe: LogWriter
+    async def test_projections_are_rebuilt_one_by_one_when_not_all_can_be(
+        self, database: str, connection: Connection, log_writer: LogWriter
     ) -> None:
-        """A message of somebody unknown stops the agents, not the messages."""
-        await scribe.append(said("by nobody", agent="mallory"))
+        """A message from an unknown agent stops the projection of agents, not that of messages."""
+        await log_writer.append(said("by nobody", agent="mallory"))
         newer_agents = replace(agents, fold_version=agents.fold_version + 1)
         others = [each for each in PROJECTIONS if each not in (messages, agents)]
         projector = Projector(database, SCHEMA, Hints(), [*others, self.newer, newer_agents])
@@ -343,13 +342,13 @@ class TestTablesThatOtherCodeFolded:
         assert projector.failed == {"agents": (4, "MissingRow: squad_agents has no row 'mallory'")}
         assert await one(connection, "SELECT count(*) FROM squad_messages WHERE message <> 'old'") == 3
 
-    async def test_are_rebuilt_after_all_where_another_replay_was_first(
-        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
+    async def test_rebuild_is_retried_when_another_one_was_in_progress(
+        self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        del scribe
+        del log_writer
         monkeypatch.setattr(rebuilding, "LOCK_TIMEOUT_SECONDS", 0.0)
-        take_the_place = rebuilding._TRY_LOCK
-        assert await one(connection, take_the_place)
+        try_lock = rebuilding._TRY_LOCK
+        assert await one(connection, try_lock)
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: projector.active)
