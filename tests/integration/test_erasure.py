@@ -132,7 +132,7 @@ class TestOneWriter:
         assert len(found) == 21
         assert len(set(found)) == 1
 
-    async def test_a_bounded_number_of_message_keys_is_created_in_advance(
+    async def test_bounded_number_of_message_keys_is_created_in_advance(
         self, writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sealer, "MAX_NEW_KEYS", 64)

@@ -300,7 +300,7 @@ async def test_log_stays_sound_when_appenders_race_for_the_head(database: str) -
     names = [f"racer-{number}" for number in range(RACERS)]
     lost = sum(await asyncio.gather(*map(race, names)))
     stored = texts(await assert_log_is_sound(database))
-    assert lost > 0, "nobody raced anybody"
+    assert lost > 0, "no append lost a race"
     assert sorted(stored) == sorted(f"{name} {n}" for name in names for n in range(EVENTS_PER_RACER))
     for name in names:
         mine = [text for text in stored if text.startswith(f"{name} ")]
