@@ -1,7 +1,7 @@
 """The laws, checked against a log as it grows, against the answers to callers, and against states.
 
 The rules for claims, budgets, jobs and keys are computed from the events alone, independently of the folds
-(`tests.unit.rules` and its neighbors). The answers that a caller may get follow from the log.
+(`tests.unit.invariants` and its neighbors). The answers that a caller may get follow from the log.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from service.requests import Answer, CommandFailed, Outcome, OutcomeUnknown, Req
 from tests.model.process import Process, Promise
 from tests.support.verify import fold
 from tests.unit import strategies
-from tests.unit.job_rules import JobRules
-from tests.unit.key_rules import KeyRules
-from tests.unit.rules import Rules
+from tests.unit.invariants import Invariants
+from tests.unit.job_invariants import JobInvariants
+from tests.unit.key_invariants import KeyInvariants
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -59,7 +59,11 @@ class Laws:
         self.asked: list[Asked] = []
         self._buried: list[Process] = []
         self._unjudged: list[Asked] = []
-        self._rules, self._job_rules, self._key_rules = Rules(), JobRules(), KeyRules()
+        self._invariants, self._job_invariants, self._key_invariants = (
+            Invariants(),
+            JobInvariants(),
+            KeyInvariants(),
+        )
         self._log: list[Recorded] = []
         """The events, decrypted with the keys at the time when they were taken."""
         self._hashes = [GENESIS_HASH]
@@ -116,10 +120,10 @@ class Laws:
         if recorded.type != "request_answered":
             self._last[recorded.correlation_id] = recorded
         event = codec.decode(recorded)
-        self._rules.take(event, recorded)
-        self._job_rules.take(event, recorded.recorded_at)
-        self._key_rules.take(event, recorded.recorded_at)
-        strategies.get_to_know(event, self.known)
+        self._invariants.take(event, recorded)
+        self._job_invariants.take(event, recorded.recorded_at)
+        self._key_invariants.take(event, recorded.recorded_at)
+        strategies.collect_ids(event, self.known)
         draft = Draft(self._squad)
         draft.fold(event, recorded)
         self._squad.merge(draft)
@@ -152,7 +156,7 @@ class Laws:
             request = next(asked.request for asked in self.asked if asked.request.correlation_id == user)
             assert request.idempotency_key == key
         for job in self._squad.tables[JOBS.name]:
-            self._job_rules.check_ticks(job, now - strategies.LONGEST_JITTER)
+            self._job_invariants.check_ticks(job, now - strategies.LONGEST_JITTER)
         assert server.log[-1].hash == self._hashes[-1]
 
     def _judge(self, request: Request, result: Outcome | Exception) -> None:

@@ -56,7 +56,7 @@ class Network:
 
     def submit(self, wish: Wish) -> None:
         """Submit a client's request to a process."""
-        command = strategies.aimed(wish.command, self.laws.known)
+        command = strategies.with_known_ids(wish.command, self.laws.known)
         actor = CLOCK_ACTOR if isinstance(command, do.PassTime) else f"client of {wish.which}"
         self._submit(
             wish.which,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import Phase
 
 from tests.model.memory import InMemory
-from tests.model.test_model import START, SimulatedState, lived
+from tests.model.test_model import START, SimulatedState, story_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,4 +40,4 @@ def test_a_database_that_breaks_a_promise_is_found_out(kind: type[InMemory]) -> 
             return kind(START)
 
     with pytest.raises(AssertionError):
-        lived(Broken, examples=100, steps=50, phases=[Phase.generate])
+        story_of(Broken, examples=100, steps=50, phases=[Phase.generate])

@@ -37,7 +37,7 @@ class SimulatedState(World):
         return InMemory(START)
 
 
-def lived(world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> int:
+def story_of(world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> int:
     """Run a number of examples of at most `steps` steps; return the number of steps run."""
     world.steps = 0
     chosen = settings(
@@ -54,7 +54,7 @@ def lived(world: type[World], examples: int, steps: int, phases: Sequence[Phase]
 
 
 def test_whatever_happens_between_processes_and_their_database_the_laws_hold() -> None:
-    assert lived(SimulatedState, examples=int(AT_RANDOM or EXAMPLES), steps=50) >= LEAST_STEPS
+    assert story_of(SimulatedState, examples=int(AT_RANDOM or EXAMPLES), steps=50) >= LEAST_STEPS
 
 
 def test_on_postgres_they_hold_as_well(new_database: Callable[[], Server]) -> None:
@@ -64,4 +64,4 @@ def test_on_postgres_they_hold_as_well(new_database: Callable[[], Server]) -> No
         def new_server(self) -> Server:
             return new_database()
 
-    assert lived(Real, examples=EXAMPLES_ON_POSTGRES, steps=40) >= 300
+    assert story_of(Real, examples=EXAMPLES_ON_POSTGRES, steps=40) >= 300

@@ -50,8 +50,8 @@ from service.commands import (
     UpdateEmail,
 )
 from service.requests import Answer, Request
-from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, take_up, with_job
-from tests.unit.support import Story, given, moment
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, end_attempt, take_up, with_job
+from tests.unit.stories import Story, given, moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,7 +281,7 @@ def a_tick_while_the_orchestrator_is_stopped() -> Question:
 
 def a_tick_while_the_job_runs() -> Question:
     story = with_job().when(scheduled(claim()), at=60).when(scheduled(claim()), at=120)
-    story.when(scheduled(ended(RUN)), at=130)
+    story.when(scheduled(end_attempt(RUN)), at=130)
     return _about(story, RunSkipped)
 
 
@@ -324,15 +324,15 @@ def a_run_that_was_lost() -> Question:
 
 def a_run_that_failed() -> Question:
     story = with_job(retries=1, tokens=100).when(scheduled(claim()), at=60)
-    story.when(scheduled(ended(RUN, succeeded=False, tokens_used=12)), at=63)
+    story.when(scheduled(end_attempt(RUN, succeeded=False, tokens_used=12)), at=63)
     story.when(scheduled(take_up(RUN)), at=65)
-    last = ended(RUN, succeeded=False, attempt=2, runner=OTHER, reason="the agent answered 500")
+    last = end_attempt(RUN, succeeded=False, attempt=2, runner=OTHER, reason="the agent answered 500")
     return _about(story.when(scheduled(last), at=70), RunFinished)
 
 
 def a_job_that_paused_itself() -> Question:
     story = with_job(pause_on_failure=True).when(scheduled(claim()), at=60)
-    return _about(story.when(scheduled(ended(RUN, succeeded=False)), at=63), JobPaused)
+    return _about(story.when(scheduled(end_attempt(RUN, succeeded=False)), at=63), JobPaused)
 
 
 def a_run_that_waits_for_a_process() -> Question:
@@ -359,12 +359,12 @@ def a_run() -> Question:
 
 
 def a_run_of_a_buffered_tick() -> Question:
-    story = a_tick_while_another_is_buffered().story.when(scheduled(ended(RUN)), at=190)
+    story = a_tick_while_another_is_buffered().story.when(scheduled(end_attempt(RUN)), at=190)
     return _about(story.when(scheduled(claim()), at=191), RunStarted)
 
 
 def a_report_of_a_run() -> Question:
-    story = with_job().when(scheduled(claim()), at=60).when(scheduled(ended(RUN)), at=63)
+    story = with_job().when(scheduled(claim()), at=60).when(scheduled(end_attempt(RUN)), at=63)
     return _about(story, MessageSent)
 
 
@@ -393,7 +393,7 @@ def an_answer() -> Question:
 def an_agent_that_was_only_called() -> Question:
     """What others do on its behalf is no sign of life."""
     story = with_job(tokens=10).given(RecordUsage(agent="ann", tokens=5))
-    story.when(scheduled(claim()), at=60).when(scheduled(ended(RUN, succeeded=False)), at=63)
+    story.when(scheduled(claim()), at=60).when(scheduled(end_attempt(RUN, succeeded=False)), at=63)
     story.when(PassTime(), at=4_000)
     return _about(story, AgentStatusChanged)
 

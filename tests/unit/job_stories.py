@@ -17,7 +17,7 @@ from service.commands import (
     StartOrchestrator,
     TakeUpRun,
 )
-from tests.unit.support import START, Story, given
+from tests.unit.stories import START, Story, given
 
 if TYPE_CHECKING:
     from service.commands import SetPolicy
@@ -54,7 +54,7 @@ def define(name: str = JOB, **fields: Any) -> DefineJob:
     return DefineJob(name=name, source=fields.pop("source", "settings"), definition=definition(**fields))
 
 
-def a_job(name: str = JOB, **fields: Any) -> JobRow:
+def job_row(name: str = JOB, **fields: Any) -> JobRow:
     """The row of such a job."""
     return JobRow(
         name=name,
@@ -93,7 +93,7 @@ def take_up(run_id: str, runner: str = OTHER) -> TakeUpRun:
     return TakeUpRun(run_id=run_id, runner=runner)
 
 
-def ended(run_id: str, *, succeeded: bool = True, attempt: int = 1, **fields: Any) -> EndAttempt:
+def end_attempt(run_id: str, *, succeeded: bool = True, attempt: int = 1, **fields: Any) -> EndAttempt:
     """The end of an attempt."""
     details: dict[str, Any] = {
         "runner": RUNNER,

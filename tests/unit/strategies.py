@@ -1,8 +1,8 @@
 """Hypothesis strategies for random commands and events.
 
 Commands come from a small world, so that they conflict: three agents, a few resources, a budget of about a
-thousand tokens. An id in a command is a placeholder for, say, the second newest operation; `aimed` replaces
-it by a real one.
+thousand tokens. An id in a command is a placeholder for, say, the second newest operation;
+`with_known_ids` replaces it by a real one.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, board), (
 """Messages and e-mails, and the forgetting of their subjects."""
 
 
-def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
+def with_known_ids(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
     """Return the command with its placeholder replaced by a known id, if there is one of that kind."""
     for field in (*_BEGINS.values(), "subject"):
         placeholder = getattr(command, field, None)
@@ -252,8 +252,8 @@ def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand
     return command
 
 
-def get_to_know(event: AnyEvent, known: Mapping[str, list[str]]) -> None:
-    """Add the id of what an event begins to the known ones, from which `aimed` chooses."""
+def collect_ids(event: AnyEvent, known: Mapping[str, list[str]]) -> None:
+    """Add the id of what an event begins to the known ones, from which `with_known_ids` chooses."""
     if field := _BEGINS.get(type(event)):
         known[field].append(getattr(event, field))
 

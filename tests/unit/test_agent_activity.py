@@ -23,8 +23,8 @@ from service.commands import (
 )
 from service.requests import Request
 from service.scheduling.work import ACTOR as SCHEDULER
-from tests.unit.job_stories import JOB, RUNNER, claim, ended, take_up, with_job
-from tests.unit.support import START, Story, moment
+from tests.unit.job_stories import JOB, RUNNER, claim, end_attempt, take_up, with_job
+from tests.unit.stories import START, Story, moment
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,7 +55,7 @@ def call_every_ten_seconds(story: Story, until: int, *, succeeds: bool, **fields
     for tick in range(10, until + 1, 10):
         story.given(claim(), at=tick)
         for row in list(story.squad.all(RUNS)):
-            story.given(ended(row.id, succeeded=succeeds, **fields), at=tick + 1)
+            story.given(end_attempt(row.id, succeeded=succeeds, **fields), at=tick + 1)
         statuses.append(status(story))
     return statuses
 
@@ -84,11 +84,11 @@ class TestUnresponsiveAgent:
         story.given(claim(), at=HOUR + MINUTE + 10)
         assert status(story) == "active"
         [row] = story.squad.all(RUNS)
-        story.when(ended(row.id, succeeded=False), at=HOUR + MINUTE + 11)
+        story.when(end_attempt(row.id, succeeded=False), at=HOUR + MINUTE + 11)
         assert [event for event in story.events if isinstance(event, AgentStatusChanged)][-1] == (
             AgentStatusChanged(agent="ann", previous="active", status="offline", reason="run_ended")
         )
-        story.when(PassTime(), at=HOUR + MINUTE + 12).meanwhile()
+        story.when(PassTime(), at=HOUR + MINUTE + 12).then_clock_recorded()
 
     def test_agent_is_idle_again_after_its_first_answer(self, fields: Any) -> None:
         story = story_of_frequent_calls(**fields)
@@ -96,7 +96,7 @@ class TestUnresponsiveAgent:
         assert status(story) == "offline"
         story.given(claim(), at=2 * HOUR + 10)
         [row] = story.squad.all(RUNS)
-        story.given(ended(row.id), at=2 * HOUR + 11)
+        story.given(end_attempt(row.id), at=2 * HOUR + 11)
         assert (status(story), last_active(story)) == ("idle", moment(2 * HOUR + 11))
 
 
@@ -118,7 +118,7 @@ def test_agent_that_sends_heartbeats_stays_idle_although_its_runs_fail() -> None
     for minutes in range(1, 90):
         story.given(claim(), Heartbeat(agent="ann"), at=minutes * MINUTE)
         [row] = story.squad.all(RUNS)
-        story.given(ended(row.id, succeeded=False), at=minutes * MINUTE + 1)
+        story.given(end_attempt(row.id, succeeded=False), at=minutes * MINUTE + 1)
         assert status(story) == "idle"
 
 

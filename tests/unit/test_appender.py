@@ -21,7 +21,7 @@ from service.writing.batch import Batch
 from service.writing.command_queue import CommandQueue
 from service.writing.sealer import Sealing
 from service.writing.stats import WriterStats
-from tests.unit.support import START, given
+from tests.unit.stories import START, given
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -20,7 +20,7 @@ from service.http.scope import Scope
 from service.memory.squad import Squad
 from service.requests import Request, Unavailable
 from service.settings import Settings
-from tests.unit.support import START, Story, given
+from tests.unit.stories import START, Story, given
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -23,7 +23,7 @@ from service.commands import (
 )
 from service.requests import Answer, CommandFailed, Outcome, Request
 from service.writing import batch as module
-from tests.unit.support import UNKNOWN_ID, Story, given
+from tests.unit.stories import UNKNOWN_ID, Story, given
 
 if TYPE_CHECKING:
     from collections.abc import Callable

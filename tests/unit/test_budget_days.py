@@ -21,7 +21,7 @@ from service.commands import PassTime, RecordUsage, SetPolicy
 from service.decide.day import Day, budget_day, budget_day_without_zone
 from service.scheduling.timekeeper import watch_time
 from tests.support.wait import eventually
-from tests.unit.support import START, Story, given
+from tests.unit.stories import START, Story, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from service.channels import Channel, Channels, agent_of
 from service.http.open_streams import Throttle
 from service.tail import Tail
 from tests.support.wait import eventually
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ from tests.unit import strategies
 from tests.unit.examples import EXAMPLES as OTHER_EXAMPLES
 from tests.unit.job_examples import JOB_EXAMPLES
 from tests.unit.key_examples import KEY_EXAMPLES
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

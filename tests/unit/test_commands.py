@@ -36,11 +36,11 @@ from service.values import (
     TtlSeconds,
     Url,
 )
-from tests.unit.support import UNKNOWN_ID
+from tests.unit.stories import UNKNOWN_ID
 
 JOB = JobSpec(agent="ann", endpoint="/work", every=60.0).definition()
 
-GOOD: dict[type[Command], dict[str, Any]] = {
+REQUIRED_VALUES: dict[type[Command], dict[str, Any]] = {
     do.RegisterAgent: {"name": "ann", "role": "support"},
     do.Heartbeat: {"agent": "ann"},
     do.SendMessage: {"from_agent": "ann", "message": "hello"},
@@ -86,11 +86,11 @@ GOOD: dict[type[Command], dict[str, Any]] = {
 }
 """The required fields of each command, and no others."""
 
-KINDS = sorted(GOOD, key=lambda kind: kind.__name__)
+KINDS = sorted(REQUIRED_VALUES, key=lambda kind: kind.__name__)
 REQUIRED_FIELDS = [
     (kind, field)
     for kind in KINDS
-    for field in GOOD[kind]
+    for field in REQUIRED_VALUES[kind]
     # Usage can be given in two ways; `succeeded` is the only required boolean.
     if kind is not do.RecordUsage and field != "succeeded"
 ]
@@ -118,16 +118,16 @@ def nested(levels: int) -> dict[str, Any]:
 
 class TestEveryCommand:
     def test_has_an_example_here(self) -> None:
-        assert set(get_args(AnyCommand)) <= set(GOOD)
+        assert set(get_args(AnyCommand)) <= set(REQUIRED_VALUES)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_accepts_its_required_fields(self, kind: type[Command]) -> None:
-        command = kind.model_validate(GOOD[kind])
-        assert {name: getattr(command, name) for name in GOOD[kind]} == GOOD[kind]
+        command = kind.model_validate(REQUIRED_VALUES[kind])
+        assert {name: getattr(command, name) for name in REQUIRED_VALUES[kind]} == REQUIRED_VALUES[kind]
 
     @pytest.mark.parametrize(("kind", "field"), REQUIRED_FIELDS)
     def test_rejects_a_missing_field(self, kind: type[Command], field: str) -> None:
-        fields = {name: value for name, value in GOOD[kind].items() if name != field}
+        fields = {name: value for name, value in REQUIRED_VALUES[kind].items() if name != field}
         with pytest.raises(ValidationError):
             kind.model_validate(fields)
 
@@ -136,12 +136,12 @@ class TestEveryCommand:
     )
     def test_rejects_null_for_a_required_field(self, kind: type[Command], field: str) -> None:
         with pytest.raises(ValidationError, match=field):
-            kind.model_validate({**GOOD[kind], field: None})
+            kind.model_validate({**REQUIRED_VALUES[kind], field: None})
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_rejects_an_unknown_field(self, kind: type[Command]) -> None:
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-            kind.model_validate({**GOOD[kind], "surplus": 1})
+            kind.model_validate({**REQUIRED_VALUES[kind], "surplus": 1})
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("body", [None, [], "text", 1, True])
@@ -149,11 +149,11 @@ class TestEveryCommand:
         with pytest.raises(ValidationError):
             kind.model_validate(body)
 
-    @pytest.mark.parametrize("kind", [kind for kind in KINDS if GOOD[kind]])
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if REQUIRED_VALUES[kind]])
     def test_is_immutable(self, kind: type[Command]) -> None:
-        command = kind.model_validate(GOOD[kind])
+        command = kind.model_validate(REQUIRED_VALUES[kind])
         with pytest.raises(ValidationError, match="frozen"):
-            setattr(command, next(iter(GOOD[kind])), "other")
+            setattr(command, next(iter(REQUIRED_VALUES[kind])), "other")
 
     @pytest.mark.parametrize(("kind", "field"), REQUIRED_FIELDS)
     @pytest.mark.parametrize("nonsense", [1.5, True, b"bytes", ["list"], {"a": {"b": 1}}, object()])
@@ -161,7 +161,7 @@ class TestEveryCommand:
         self, kind: type[Command], field: str, nonsense: Any
     ) -> None:
         with pytest.raises(ValidationError, match=field):
-            kind.model_validate({**GOOD[kind], field: nonsense})
+            kind.model_validate({**REQUIRED_VALUES[kind], field: nonsense})
 
 
 class TestText:
@@ -203,7 +203,7 @@ class TestText:
         for kind in (do.RegisterAgent, do.Heartbeat):
             field = "name" if kind is do.RegisterAgent else "agent"
             with pytest.raises(ValidationError, match="at most 100 characters"):
-                kind.model_validate({**GOOD[kind], field: "a" * 10_000})
+                kind.model_validate({**REQUIRED_VALUES[kind], field: "a" * 10_000})
 
 
 class TestId:
@@ -443,7 +443,7 @@ class TestSingleCommands:
     )
     def test_unknown_status_or_priority_is_rejected(self, kind: type[Command], field: str) -> None:
         with pytest.raises(ValidationError, match=field):
-            kind.model_validate({**GOOD[kind], field: "elsewhere"})
+            kind.model_validate({**REQUIRED_VALUES[kind], field: "elsewhere"})
 
     def test_changes_are_the_fields_that_were_given(self) -> None:
         command = do.UpdateTask(task_id=UNKNOWN_ID, status="completed", description=None)

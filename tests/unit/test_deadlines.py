@@ -9,7 +9,7 @@ import pytest
 
 from service.memory import deadlines
 from service.memory.deadlines import NEVER, Deadlines
-from tests.unit.support import moment
+from tests.unit.stories import moment
 
 MANY = 5_000
 

@@ -20,8 +20,8 @@ from service.callers import ANYBODY, Caller
 from service.commands import AnyCommand
 from service.decide.access import _AGENT_CHECKS
 from service.requests import Answer, Request
-from tests.unit.support import Story, given
-from tests.unit.test_commands import GOOD
+from tests.unit.stories import Story, given
+from tests.unit.test_commands import REQUIRED_VALUES
 
 if TYPE_CHECKING:
     from service.requests import Outcome
@@ -172,7 +172,7 @@ class TestAgentKey:
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in _AGENT_CHECKS])
     def test_cannot_send_operator_commands(self, kind: type[AnyCommand]) -> None:
-        story = a_squad().when(request(kind.model_validate(GOOD[kind]), ANN))
+        story = a_squad().when(request(kind.model_validate(REQUIRED_VALUES[kind]), ANN))
         assert story.refusal.code == "not_allowed"
         assert denied(story).code == "not_allowed"
 
@@ -180,7 +180,7 @@ class TestAgentKey:
 class TestAuditorKey:
     @pytest.mark.parametrize("kind", KINDS)
     def test_cannot_send_any_command(self, kind: type[AnyCommand]) -> None:
-        story = a_squad().when(request(kind.model_validate(GOOD[kind]), AUDITOR))
+        story = a_squad().when(request(kind.model_validate(REQUIRED_VALUES[kind]), AUDITOR))
         assert story.refusal.code == "not_allowed"
         denied(story)
 
@@ -193,7 +193,7 @@ class TestOperatorKey:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_can_send_every_command(self, kind: type[AnyCommand]) -> None:
-        story = a_squad().when(request(kind.model_validate(GOOD[kind]), OPERATOR))
+        story = a_squad().when(request(kind.model_validate(REQUIRED_VALUES[kind]), OPERATOR))
         assert not any(isinstance(event, AccessDenied) for event in story.events)
 
 
@@ -216,7 +216,7 @@ class TestInvalidKey:
     def test_expired_key_is_rejected_before_its_expiry_is_recorded(self) -> None:
         story = given(key(ANN_KEY, "agent", "ann", expires_days=1)).when(at=DAY_SECONDS - 0.1)
         story.when(request(do.SendMessage(from_agent="ann", message="hello"), ANN), at=DAY_SECONDS + 0.1)
-        story.then_refused("unauthorized").meanwhile()
+        story.then_refused("unauthorized").then_clock_recorded()
 
     def test_revoked_key_does_not_get_an_earlier_answer_again(self) -> None:
         message = do.SendMessage(from_agent="ann", message="hello")

@@ -35,7 +35,7 @@ from service.commands import (
 )
 from service.decide.agents import inactive_agents
 from service.memory.draft import Draft
-from tests.unit.support import FRESH, START, Story, given, moment
+from tests.unit.stories import FRESH, START, Story, given, moment
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
@@ -68,7 +68,7 @@ def active_ann() -> Story:
 class TestRegistering:
     def test_creates_an_agent_that_is_idle_until_it_acts(self) -> None:
         story = given().when(ANN)
-        story.then(ANN_REGISTERED).replied(name="ann", role="support", priority=3, status="idle")
+        story.then(ANN_REGISTERED).then_replied(name="ann", role="support", priority=3, status="idle")
         ann = story.row(AGENTS, "ann")
         assert (ann.id, ann.status, ann.last_active) == (story.id, "idle", START)
 
@@ -80,7 +80,7 @@ class TestRegistering:
 
     def test_with_the_same_profile_changes_nothing(self) -> None:
         story = given(ANN)
-        story.when(ANN, at=5).then_nothing().replied(position=story.position_of(AgentRegistered))
+        story.when(ANN, at=5).then_nothing().then_replied(position=story.position_of(AgentRegistered))
 
     def test_profile_change_is_no_activity(self) -> None:
         story = given(ANN).when(RegisterAgent(name="ann", role="sales"), at=5)
@@ -115,7 +115,7 @@ class TestActingUnregistered:
         story.when(ANN, at=1)
         story.then(
             AgentProfileChanged(agent="ann", role="support", url="https://ann.example", priority=3)
-        ).replied(id=before.id)
+        ).then_replied(id=before.id)
         assert story.caused_by(AgentProfileChanged) == before.position
 
 
@@ -125,7 +125,7 @@ class TestHeartbeat:
 
     def test_makes_an_idle_agent_active(self) -> None:
         story = given(ANN).when(Heartbeat(agent="ann"), at=1)
-        story.then(ann_changed("idle", "active", "heartbeat")).replied(
+        story.then(ann_changed("idle", "active", "heartbeat")).then_replied(
             status="active", last_active=story.now
         )
         assert story.caused_by(AgentStatusChanged) == story.position_of(AgentRegistered)
@@ -133,12 +133,12 @@ class TestHeartbeat:
     def test_may_set_the_status(self) -> None:
         story = active_ann()
         story.when(Heartbeat(agent="ann", status="offline"), at=1)
-        story.then(ann_changed("active", "offline", "heartbeat")).replied(status="offline")
+        story.then(ann_changed("active", "offline", "heartbeat")).then_replied(status="offline")
 
     def test_is_not_recorded_soon_after_the_last_sign_of_life(self) -> None:
         story = active_ann()
         story.when(Heartbeat(agent="ann"), at=29.9)
-        story.then_nothing().replied(last_active=START, position=story.log[-1].position)
+        story.then_nothing().then_replied(last_active=START, position=story.log[-1].position)
 
     def test_is_recorded_half_a_minute_after_the_last_sign_of_life(self) -> None:
         story = active_ann()
@@ -148,7 +148,7 @@ class TestHeartbeat:
     def test_keeps_an_agent_active_however_short_the_idle_limit_is(self) -> None:
         story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(idle_after_minutes=0.05))
         for second in range(1, 20):
-            story.when(Heartbeat(agent="ann"), at=second).meanwhile()
+            story.when(Heartbeat(agent="ann"), at=second).then_clock_recorded()
         assert story.row(AGENTS, "ann").status == "active"
 
     def test_is_recorded_four_times_within_a_short_idle_limit(self) -> None:
@@ -164,18 +164,22 @@ class TestHeartbeat:
 class TestGoingQuiet:
     def test_active_agent_is_idle_after_ten_minutes(self) -> None:
         story = active_ann()
-        story.when(PassTime(), at=10 * MINUTE - 1).meanwhile()
-        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
+        story.when(PassTime(), at=10 * MINUTE - 1).then_clock_recorded()
+        story.when(PassTime(), at=10 * MINUTE).then_clock_recorded(
+            ann_changed("active", "idle", "inactivity")
+        )
 
     def test_idle_agent_is_offline_after_sixty_minutes_without_activity(self) -> None:
         story = active_ann().given(PassTime(), at=10 * MINUTE)
-        story.when(PassTime(), at=HOUR - 1).meanwhile()
-        story.when(PassTime(), at=HOUR).meanwhile(ann_changed("idle", "offline", "inactivity"))
+        story.when(PassTime(), at=HOUR - 1).then_clock_recorded()
+        story.when(PassTime(), at=HOUR).then_clock_recorded(ann_changed("idle", "offline", "inactivity"))
         story.when(PassTime(), at=48 * HOUR)
         assert "agent_status_changed" not in {recorded.type for recorded in story.recorded}
 
     def test_active_agent_goes_offline_at_once_when_no_check_ran_for_an_hour(self) -> None:
-        active_ann().when(PassTime(), at=HOUR).meanwhile(ann_changed("active", "offline", "inactivity"))
+        active_ann().when(PassTime(), at=HOUR).then_clock_recorded(
+            ann_changed("active", "offline", "inactivity")
+        )
 
     def test_going_quiet_is_no_activity(self) -> None:
         story = active_ann().given(PassTime(), at=10 * MINUTE).given(PassTime(), at=HOUR)
@@ -196,12 +200,12 @@ class TestGoingQuiet:
         assert story.caused_by(AgentStatusChanged) == heartbeat
 
     def test_agent_with_an_operation_in_progress_stays_active(self) -> None:
-        active_ann().given(ANN_STARTS).when(PassTime(), at=1.9 * HOUR).meanwhile()
+        active_ann().given(ANN_STARTS).when(PassTime(), at=1.9 * HOUR).then_clock_recorded()
 
     def test_agent_goes_offline_as_soon_as_its_long_operation_expires(self) -> None:
         story = active_ann().given(ANN_STARTS)
         operation = story.id
-        story.when(PassTime(), at=2 * HOUR).meanwhile(
+        story.when(PassTime(), at=2 * HOUR).then_clock_recorded(
             OperationExpired(operation_id=operation, agent="ann"),
             ann_changed("active", "offline", "inactivity"),
         )
@@ -211,14 +215,18 @@ class TestGoingQuiet:
     def test_idle_limit_counts_from_the_end_of_an_operation(self) -> None:
         story = active_ann().given(ANN_STARTS)
         story.given(FinishOperation(operation_id=story.id, outcome="succeeded"), at=HOUR)
-        story.when(PassTime(), at=HOUR + 10 * MINUTE - 1).meanwhile()
-        story.when(PassTime(), at=HOUR + 10 * MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
+        story.when(PassTime(), at=HOUR + 10 * MINUTE - 1).then_clock_recorded()
+        story.when(PassTime(), at=HOUR + 10 * MINUTE).then_clock_recorded(
+            ann_changed("active", "idle", "inactivity")
+        )
 
     def test_expiry_of_a_reservation_is_no_activity(self) -> None:
         story = active_ann().given(ReserveTokens(agent="ann", tokens=10, ttl_seconds=9 * MINUTE))
         story.when(PassTime(), at=9 * MINUTE)
         assert [recorded.type for recorded in story.recorded] == [TokensReleased.type]
-        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
+        story.when(PassTime(), at=10 * MINUTE).then_clock_recorded(
+            ann_changed("active", "idle", "inactivity")
+        )
 
     def test_changes_by_the_batch_in_flight_are_respected(
         self,
@@ -233,18 +241,22 @@ class TestGoingQuiet:
     def test_limits_come_from_the_policy(self) -> None:
         policy = SetPolicy(idle_after_minutes=1, offline_after_minutes=2)
         story = given(ANN, Heartbeat(agent="ann"), policy=policy)
-        story.when(PassTime(), at=MINUTE).meanwhile(ann_changed("active", "idle", "inactivity"))
-        story.when(PassTime(), at=2 * MINUTE).meanwhile(ann_changed("idle", "offline", "inactivity"))
+        story.when(PassTime(), at=MINUTE).then_clock_recorded(ann_changed("active", "idle", "inactivity"))
+        story.when(PassTime(), at=2 * MINUTE).then_clock_recorded(
+            ann_changed("idle", "offline", "inactivity")
+        )
 
     def test_agent_goes_offline_in_time_when_the_offline_limit_is_the_shorter_one(self) -> None:
         story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(offline_after_minutes=5))
-        story.when(PassTime(), at=5 * MINUTE - 1).meanwhile()
-        story.when(PassTime(), at=5 * MINUTE).meanwhile(ann_changed("active", "offline", "inactivity"))
+        story.when(PassTime(), at=5 * MINUTE - 1).then_clock_recorded()
+        story.when(PassTime(), at=5 * MINUTE).then_clock_recorded(
+            ann_changed("active", "offline", "inactivity")
+        )
 
     def test_heartbeats_keep_an_agent_online_however_short_the_limit_is(self) -> None:
         story = given(ANN, policy=SetPolicy(offline_after_minutes=0.3))
         for seconds in range(0, 60, 5):
-            story.when(Heartbeat(agent="ann", status="idle"), at=seconds).meanwhile()
+            story.when(Heartbeat(agent="ann", status="idle"), at=seconds).then_clock_recorded()
 
 
 class TestWorking:

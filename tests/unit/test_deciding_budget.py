@@ -34,7 +34,7 @@ from service.commands import (
 )
 from service.decide.budget import allowance, remaining
 from service.requests import CommandFailed
-from tests.unit.support import FRESH, UNKNOWN_ID, Story, given, moment
+from tests.unit.stories import FRESH, UNKNOWN_ID, Story, given, moment
 
 if TYPE_CHECKING:
     from projections.budgets import BudgetDayRow
@@ -105,7 +105,7 @@ def day(story: Story, name: date = TODAY) -> BudgetDayRow:
 class TestReserving:
     def test_sets_tokens_aside(self) -> None:
         story = a_squad().when(reserve(400))
-        story.then(reserved(400)).replied(expires_at=moment(300), remaining=600)
+        story.then(reserved(400)).then_replied(expires_at=moment(300), remaining=600)
         assert (day(story).used, day(story).reserved, remaining(day(story))) == (0, 400, 600)
         assert story.row(BUDGETS, (TODAY, "ann")).reserved == 400
 
@@ -113,7 +113,7 @@ class TestReserving:
         a_squad().when(reserve(1, ttl=7)).then(reserved(1, until=7))
 
     def test_may_take_the_very_last_token(self) -> None:
-        a_squad(total=1000).when(reserve(1000)).then(reserved(1000)).replied(remaining=0)
+        a_squad(total=1000).when(reserve(1000)).then(reserved(1000)).then_replied(remaining=0)
 
     @pytest.mark.parametrize(
         ("limit", "of_others", "left"), [(200, 0, 200), (200, 900, 100), (2000, 0, 1000)]
@@ -122,13 +122,13 @@ class TestReserving:
         self, limit: int, of_others: int, left: int
     ) -> None:
         story = a_squad(agent_limits={"ann": limit}).given(use(of_others, "bob"))
-        story.when(reserve(60)).replied(remaining=left - 60)
+        story.when(reserve(60)).then_replied(remaining=left - 60)
         reservation = story.id
         assert story.when(reserve(9999)).refusal.extra["remaining"] == left - 60
-        story.when(use(10)).replied(remaining=left - 70)
-        story.when(settle(reservation, 20)).replied(remaining=left - 30)
-        story.when(reserve(40)).replied(remaining=left - 70)
-        story.when(ReleaseReservation(reservation_id=story.id)).replied(remaining=left - 30)
+        story.when(use(10)).then_replied(remaining=left - 70)
+        story.when(settle(reservation, 20)).then_replied(remaining=left - 30)
+        story.when(reserve(40)).then_replied(remaining=left - 70)
+        story.when(ReleaseReservation(reservation_id=story.id)).then_replied(remaining=left - 30)
 
     def test_is_refused_beyond_what_remains(self) -> None:
         story = a_squad().given(reserve(600, "bob"), use(300, "bob"))
@@ -199,7 +199,7 @@ class TestSettling:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.when(settle(reservation, 250), at=20)
-        story.then(settled(reservation, 400, 250)).replied(tokens_used=250, remaining=750)
+        story.then(settled(reservation, 400, 250)).then_replied(tokens_used=250, remaining=750)
         assert story.caused_by(TokensSettled) == story.position_of(TokensReserved)
         assert (day(story).used, day(story).reserved) == (250, 0)
         assert story.squad.rows(RESERVATIONS).get(reservation) is None
@@ -207,12 +207,14 @@ class TestSettling:
     def test_may_report_that_nothing_was_used(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
-        story.when(settle(reservation, 0)).then(settled(reservation, 400, 0)).replied(remaining=1000)
+        story.when(settle(reservation, 0)).then(settled(reservation, 400, 0)).then_replied(remaining=1000)
 
     def test_may_report_more_than_was_reserved(self) -> None:
         story = a_squad().given(reserve(400), reserve(600, "bob"))
         reservation = next(row.id for row in story.squad.all(RESERVATIONS) if row.agent == "ann")
-        story.when(settle(reservation, 450)).then(settled(reservation, 400, 450)).replied(remaining=-50)
+        story.when(settle(reservation, 450)).then(settled(reservation, 400, 450)).then_replied(
+            remaining=-50
+        )
 
     def test_may_cross_a_threshold(self) -> None:
         story = a_squad().given(use(400), reserve(100))
@@ -246,7 +248,7 @@ class TestSettling:
         reservation = story.id
         story.given(use(30, "bob"), at=MIDNIGHT + 1)
         story.when(settle(reservation, 350), at=MIDNIGHT + 2)
-        story.then(settled(reservation, 400, 350)).replied(remaining=970)
+        story.then(settled(reservation, 400, 350)).then_replied(remaining=970)
         assert (day(story, TOMORROW).used, day(story, TOMORROW).reserved) == (30, 0)
         assert story.squad.rows(BUDGET_DAYS).get(TODAY) is None
         assert story.squad.rows(BUDGETS).get((TODAY, "ann")) is None
@@ -257,7 +259,7 @@ class TestReleasing:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.when(ReleaseReservation(reservation_id=reservation))
-        story.then(released(reservation, 400)).replied(remaining=1000)
+        story.then(released(reservation, 400)).then_replied(remaining=1000)
         assert (day(story).used, day(story).reserved) == (0, 0)
         assert story.caused_by(TokensReleased) == story.position_of(TokensReserved)
 
@@ -275,15 +277,15 @@ class TestReleasing:
         story = a_squad().given(reserve(400, ttl=600), at=MIDNIGHT - 60)
         reservation = story.id
         story.when(ReleaseReservation(reservation_id=reservation), at=MIDNIGHT + 1)
-        story.then(released(reservation, 400)).replied(remaining=1000)
+        story.then(released(reservation, 400)).then_replied(remaining=1000)
 
 
 class TestExpiry:
     def test_releases_a_reservation_that_was_not_settled(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
-        story.when(PassTime(), at=299.9).meanwhile()
-        story.when(PassTime(), at=300.2).meanwhile(released(reservation, 400, "expired"))
+        story.when(PassTime(), at=299.9).then_clock_recorded()
+        story.when(PassTime(), at=300.2).then_clock_recorded(released(reservation, 400, "expired"))
         assert story.caused_by(TokensReleased) == story.position_of(TokensReserved)
         assert (day(story).reserved, remaining(day(story))) == (0, 1000)
 
@@ -291,14 +293,14 @@ class TestExpiry:
         story = a_squad().given(reserve(400, ttl=60))
         reservation = story.id
         story.given(reserve(100, ttl=90))
-        story.when(PassTime(), at=60).meanwhile(released(reservation, 400, "expired"))
+        story.when(PassTime(), at=60).then_clock_recorded(released(reservation, 400, "expired"))
         assert day(story).reserved == 100
 
     def test_takes_effect_before_it_is_recorded(self) -> None:
         story = a_squad().given(reserve(400))
         reservation = story.id
         story.given(PassTime(), at=299.9)
-        story.when(settle(reservation, 1), at=300).meanwhile().then_refused("reservation_expired")
+        story.when(settle(reservation, 1), at=300).then_clock_recorded().then_refused("reservation_expired")
 
     def test_settling_is_refused_afterwards_with_advice(self) -> None:
         story = a_squad().given(reserve(400))
@@ -317,19 +319,19 @@ class TestExpiry:
         story = a_squad().given(reserve(1000))
         reservation = story.id
         story.when(reserve(1000), at=300)
-        story.meanwhile(released(reservation, 1000, "expired")).then(reserved(1000, until=600))
+        story.then_clock_recorded(released(reservation, 1000, "expired")).then(reserved(1000, until=600))
 
     def test_yesterdays_reservation_leaves_today_unchanged(self) -> None:
         story = a_squad().given(reserve(400, ttl=600), at=MIDNIGHT - 60)
         reservation = story.id
         story.given(use(1), at=MIDNIGHT + 1)
-        story.when(use(1), at=MIDNIGHT + 540).meanwhile(released(reservation, 400, "expired"))
+        story.when(use(1), at=MIDNIGHT + 540).then_clock_recorded(released(reservation, 400, "expired"))
         assert day(story, TOMORROW).reserved == 0
 
 
 class TestUsage:
     def test_is_recorded(self) -> None:
-        story = a_squad().when(use(30)).then(used(30)).replied(tokens=30, remaining=970)
+        story = a_squad().when(use(30)).then(used(30)).then_replied(tokens=30, remaining=970)
         assert story.row(BUDGETS, (TODAY, "ann")).used == 30
 
     def test_keeps_all_details(self) -> None:
@@ -357,7 +359,7 @@ class TestUsage:
     def test_is_recorded_even_beyond_the_budget_and_the_agents_limit(self) -> None:
         story = a_squad(agent_limits={"ann": 10}).when(use(1500))
         story.then(used(1500), crossed(50, 1500), crossed(75, 1500), crossed(90, 1500))
-        story.replied(remaining=-1490)
+        story.then_replied(remaining=-1490)
 
     def test_may_use_tokens_that_others_have_reserved(self) -> None:
         story = a_squad().given(reserve(600, "bob")).when(use(700))
@@ -424,17 +426,19 @@ class TestSettingTheBudget:
         story = a_squad().given(use(100)).when(SetBudget(daily_tokens=5000))
         assert (self.policy_set(story).daily_tokens, self.policy_set(story).day) == (5000, TODAY)
         assert (day(story).total, remaining(day(story))) == (5000, 4900)
-        story.replied(daily_tokens=5000, agent_limits={})
+        story.then_replied(daily_tokens=5000, agent_limits={})
 
     def test_replaces_all_limits(self) -> None:
         story = a_squad(agent_limits={"ann": 10, "bob": 10})
-        story.when(SetBudget(agent_limits={"ann": 20})).replied(daily_tokens=1000, agent_limits={"ann": 20})
+        story.when(SetBudget(agent_limits={"ann": 20})).then_replied(
+            daily_tokens=1000, agent_limits={"ann": 20}
+        )
         assert story.squad.policy.agent_limits == {"ann": 20}
 
     def test_same_values_change_nothing(self) -> None:
         story = a_squad(agent_limits={"ann": 10})
         story.when(SetBudget(daily_tokens=1000, agent_limits={"ann": 10})).then_nothing()
-        story.replied(position=story.position_of(PolicySet))
+        story.then_replied(position=story.position_of(PolicySet))
 
     @pytest.mark.parametrize(
         "command",
@@ -513,7 +517,7 @@ class TestDayReset:
         assert self.reset(story).day == TOMORROW
 
     def test_happens_once(self) -> None:
-        a_squad().given(PassTime(), at=MIDNIGHT).when(PassTime(), at=MIDNIGHT + 1).meanwhile()
+        a_squad().given(PassTime(), at=MIDNIGHT).when(PassTime(), at=MIDNIGHT + 1).then_clock_recorded()
 
     def test_begins_the_current_day_after_days_without_activity(self) -> None:
         story = a_squad().when(PassTime(), at=MIDNIGHT + 5 * 86_400)

@@ -10,7 +10,7 @@ import pytest
 from eventstore.events import EmailReceived, EmailStatus, EmailUpdated
 from projections.emails import EMAILS
 from service.commands import LogEmail, UpdateEmail
-from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, given
+from tests.unit.stories import FRESH, START, UNKNOWN_ID, Story, given
 
 CONTENT: dict[str, Any] = {
     "gmail_message_id": "gmail-1",
@@ -38,7 +38,7 @@ class TestLogging:
     def test_logged_email_is_recorded_with_all_its_fields(self) -> None:
         story = given().when(LogEmail(**CONTENT, **HANDLING))
         story.then(EmailReceived(email_id=FRESH, **CONTENT, **HANDLING))
-        story.replied(**CONTENT, **HANDLING, created_at=START)
+        story.then_replied(**CONTENT, **HANDLING, created_at=START)
 
     def test_email_is_unread_and_unclassified_by_default(self) -> None:
         story = given().when(LogEmail(gmail_message_id="gmail-1", from_email="customer@example.org"))
@@ -83,7 +83,7 @@ class TestUpdating:
         email = story.id
         story.when(update(story, status=after), at=5)
         story.then(EmailUpdated(email_id=email, **{**HANDLING, "status": after}, changed=["status"]))
-        story.replied(**CONTENT, status=after, created_at=START, updated_at=story.now)
+        story.then_replied(**CONTENT, status=after, created_at=START, updated_at=story.now)
         in_memory = story.squad.rows(EMAILS).get(email) is not None
         assert in_memory == (after not in FINAL_STATUSES)
         assert (story.squad.email_with("gmail-1") == email) == in_memory
@@ -99,7 +99,7 @@ class TestUpdating:
     def test_update_with_the_same_values_changes_nothing(self, changes: dict[str, Any]) -> None:
         story = an_email()
         story.when(update(story, **changes), at=5)
-        story.then_nothing().replied(updated_at=START, position=story.position_of(EmailReceived))
+        story.then_nothing().then_replied(updated_at=START, position=story.position_of(EmailReceived))
 
     @pytest.mark.parametrize("different", [True, 1.0, "1", [1], None])
     def test_payloads_that_differ_only_in_json_type_are_different(self, different: Any) -> None:

@@ -45,11 +45,11 @@ from tests.unit.job_stories import (
     claim,
     define,
     definition,
-    ended,
+    end_attempt,
     take_up,
     with_job,
 )
-from tests.unit.support import START, Story, moment
+from tests.unit.stories import START, Story, moment
 
 if TYPE_CHECKING:
     from service.commands import AnyCommand
@@ -76,11 +76,11 @@ def running(**fields: Any) -> Story:
 
 class TestDefining:
     def test_definition_adds_a_job_to_the_schedule(self) -> None:
-        a_squad().when(define()).then(defined()).replied(name=JOB)
+        a_squad().when(define()).then(defined()).then_replied(name=JOB)
 
     def test_same_definition_changes_nothing(self) -> None:
         story = with_job()
-        story.when(define(), at=1).then_nothing().replied(position=story.position_of(JobDefined))
+        story.when(define(), at=1).then_nothing().then_replied(position=story.position_of(JobDefined))
 
     def test_redefinition_records_the_whole_job_and_names_the_old_one_as_cause(self) -> None:
         story = with_job()
@@ -139,7 +139,7 @@ class TestExplicitRemoval:
     def test_removed_job_is_not_brought_back_by_a_default(self, source: Any) -> None:
         story = self.removed(source)
         story.when(define(source="default"), at=2).then_nothing()
-        story.replied(position=story.position_of(JobRemoved))
+        story.then_replied(position=story.position_of(JobRemoved))
         assert story.squad.rows(JOBS).get(JOB) is None
         assert not story.squad.versions.keys() & {f"job-{JOB}"}
 
@@ -296,7 +296,7 @@ class TestRemoving:
             with_job()
             .when(RemoveJob(name=JOB), at=1)
             .then(JobRemoved(job=JOB, source="api"))
-            .replied(name=JOB)
+            .then_replied(name=JOB)
         )
         assert story.caused_by(JobRemoved) == story.position_of(JobDefined)
         assert story.squad.rows(JOBS).get(JOB) is None
@@ -316,7 +316,7 @@ class TestRemoving:
 
     def test_run_in_progress_can_end_after_its_job_is_removed(self) -> None:
         story = running().given(RemoveJob(name=JOB), at=61)
-        story.when(ended(run_id(JOB, moment(60))), at=62)
+        story.when(end_attempt(run_id(JOB, moment(60))), at=62)
         assert not list(story.squad.all(RUNS))
 
     @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ class TestRemoving:
 class TestPausing:
     def test_pause_is_recorded_with_its_note(self) -> None:
         story = with_job().when(PauseJob(name=JOB, note="holidays"), at=1)
-        story.then(JobPaused(job=JOB, reason="manual", note="holidays")).replied(
+        story.then(JobPaused(job=JOB, reason="manual", note="holidays")).then_replied(
             paused=True, note="holidays"
         )
 
@@ -356,7 +356,7 @@ class TestPausing:
 
     def test_resuming_ends_the_pause(self) -> None:
         story = with_job().given(PauseJob(name=JOB), at=1).when(ResumeJob(name=JOB, note="back"), at=2)
-        story.then(JobResumed(job=JOB, note="back")).replied(paused=False, note="back")
+        story.then(JobResumed(job=JOB, note="back")).then_replied(paused=False, note="back")
         assert story.caused_by(JobResumed) == story.position_of(JobPaused)
         story.when(ResumeJob(name=JOB), at=3).then_nothing()
 
@@ -387,7 +387,7 @@ class TestDueJobs:
     def test_run_is_due_at_its_retry_time(self) -> None:
         story = running(retries=1)
         id_ = run_id(JOB, moment(60))
-        story.given(ended(id_, succeeded=False), at=61)
+        story.given(end_attempt(id_, succeeded=False), at=61)
         retry_at = story.row(RUNS, id_).retry_at
         assert retry_at
         assert due_jobs(story.squad, retry_at - timedelta.resolution) == ([], [], retry_at)
@@ -397,7 +397,7 @@ class TestDueJobs:
         story = running(overlap="buffer_one")
         story.when(claim(), at=120).then(TickBuffered(job=JOB, tick=moment(120)))
         assert due_jobs(story.squad, moment(120))[0] == []
-        story.given(ended(run_id(JOB, moment(60))), at=121)
+        story.given(end_attempt(run_id(JOB, moment(60))), at=121)
         assert due_jobs(story.squad, moment(121))[0] == [JOB]
 
     def test_disabled_job_is_never_due(self) -> None:

@@ -16,7 +16,7 @@ from service.commands.keys import KeyId
 from service.decide import keys as deciding
 from service.decide.access import is_key_required
 from service.decide.clock import next_due
-from tests.unit.support import START, Story, given
+from tests.unit.stories import START, Story, given
 from tests.unit.test_commands import taken
 
 ONE, OTHER = "2222222222", "3333333333"
@@ -54,7 +54,7 @@ class TestCreation:
         [created] = story.events
         assert isinstance(created, KeyCreated)
         assert (created.agent, created.expires_at) == ("ann", START + timedelta(days=2))
-        story.replied(agent="ann", expires_at=START + timedelta(days=2))
+        story.then_replied(agent="ann", expires_at=START + timedelta(days=2))
 
     @pytest.mark.parametrize(
         "fields",
@@ -125,7 +125,7 @@ class TestRevocation:
         story = a_key().given(RevokeKey(key_id=ONE), at=1)
         revoked = story.position_of(KeyRevoked)
         story.when(RevokeKey(key_id=ONE), at=9).then_nothing()
-        story.replied(position=revoked, revoked_at=START + timedelta(seconds=1))
+        story.then_replied(position=revoked, revoked_at=START + timedelta(seconds=1))
 
     def test_revoking_an_unknown_key_is_refused(self) -> None:
         given().when(RevokeKey(key_id=ONE)).then_refused("key_not_found")
@@ -137,7 +137,7 @@ class TestExpiry:
         assert next_due(story.squad) == START + timedelta(hours=12)
         story.when(at=DAY_SECONDS - 1)
         assert story.row(KEYS, ONE).state == "active"
-        story.when(at=DAY_SECONDS).meanwhile(KeyExpired(key_id=ONE, agent="ann"))
+        story.when(at=DAY_SECONDS).then_clock_recorded(KeyExpired(key_id=ONE, agent="ann"))
         assert story.caused_by(KeyExpired) == story.position_of(KeyCreated)
         assert story.squad.rows(KEYS).get(ONE) is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eventstore.events import AgentRegistered, MessageAcknowledged, MessageSent
 from service.commands import AcknowledgeMessage, RegisterAgent, SendMessage
-from tests.unit.support import FRESH, UNKNOWN_ID, Story, given
+from tests.unit.stories import FRESH, UNKNOWN_ID, Story, given
 
 ANN, BOB, EVE = (RegisterAgent(name=name, role="agent") for name in ("ann", "bob", "eve"))
 
@@ -62,7 +62,9 @@ class TestAcknowledging:
         message = story.id
         sent_at = story.log[-1].position
         story.when(acknowledge(story, "bob"))
-        story.then(MessageAcknowledged(message_id=message, agent="bob")).replied(id=message, agent="bob")
+        story.then(MessageAcknowledged(message_id=message, agent="bob")).then_replied(
+            id=message, agent="bob"
+        )
         assert story.caused_by(MessageAcknowledged) == sent_at
         assert story.recorded[0].version == 2
 
@@ -70,7 +72,9 @@ class TestAcknowledging:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))
         command = acknowledge(story, "bob")
         story.given(command)
-        story.when(command, at=60).then_nothing().replied(position=story.position_of(MessageAcknowledged))
+        story.when(command, at=60).then_nothing().then_replied(
+            position=story.position_of(MessageAcknowledged)
+        )
 
     def test_two_acknowledgements_in_one_batch_are_recorded_once(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))

@@ -28,7 +28,7 @@ from service.commands import (
     SetPolicy,
     StartOperation,
 )
-from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, given, moment
+from tests.unit.stories import FRESH, START, UNKNOWN_ID, Story, given, moment
 
 WINDOW, TIMEOUT = 30, 60
 """Seconds, by the default policy."""
@@ -80,7 +80,7 @@ def holding(resources: dict[str, str] = E_1, ttl: float | None = None) -> tuple[
 class TestStarting:
     def test_operation_claims_the_resources_it_names(self) -> None:
         story = a_squad().when(claim("ann"))
-        story.then(started("ann")).replied(
+        story.then(started("ann")).then_replied(
             fencing_token=story.position_of(OperationStarted),
             started_at=START,
             blocks_until=moment(WINDOW),
@@ -91,7 +91,7 @@ class TestStarting:
     def test_fencing_token_is_the_start_events_position_even_after_a_registration(self) -> None:
         story = a_squad().when(claim("newcomer"))
         assert [recorded.type for recorded in story.recorded] == ["agent_registered", "operation_started"]
-        story.replied(fencing_token=story.position_of(OperationStarted))
+        story.then_replied(fencing_token=story.position_of(OperationStarted))
         assert story.row(OPERATIONS, story.id).fencing_token == story.log[-1].position
 
     def test_each_later_holder_gets_a_greater_fencing_token(self) -> None:
@@ -212,7 +212,7 @@ class TestWindow:
 
     def test_operation_stays_active_when_its_window_ends(self) -> None:
         story, operation = holding()
-        story.given(claim("bob"), at=WINDOW).meanwhile()
+        story.given(claim("bob"), at=WINDOW).then_clock_recorded()
         assert story.row(OPERATIONS, operation).state == "active"
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"), at=WINDOW + 1)
         story.then(
@@ -231,7 +231,7 @@ class TestWindow:
                 blocks_until=moment(renewed_at + WINDOW),
                 expires_at=moment(renewed_at + TIMEOUT),
             )
-        ).replied(expires_at=moment(renewed_at + TIMEOUT))
+        ).then_replied(expires_at=moment(renewed_at + TIMEOUT))
         story.when(claim("bob"), at=renewed_at + WINDOW - 1)
         assert story.refusal.code == "conflict"
 
@@ -240,7 +240,7 @@ class TestRenewing:
     def test_renewal_extends_the_operation_by_its_original_ttl(self) -> None:
         story, operation = holding(ttl=600)
         story.when(RenewOperation(operation_id=operation), at=500)
-        story.replied(expires_at=moment(1100), blocks_until=moment(500 + WINDOW))
+        story.then_replied(expires_at=moment(1100), blocks_until=moment(500 + WINDOW))
 
     def test_renewal_succeeds_after_the_window_when_nobody_claimed_the_resource(self) -> None:
         story, operation = holding()
@@ -280,7 +280,7 @@ class TestRenewing:
     def test_renewal_succeeds_once_the_later_claim_has_expired_even_if_unrecorded(self) -> None:
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=5), at=WINDOW).when(PassTime(), at=WINDOW + 4.9)
-        story.when(RenewOperation(operation_id=operation), at=WINDOW + 5).meanwhile()
+        story.when(RenewOperation(operation_id=operation), at=WINDOW + 5).then_clock_recorded()
         assert story.outcome.refusal is None
 
     def test_renewal_succeeds_once_the_later_claim_has_finished(self) -> None:
@@ -303,15 +303,15 @@ class TestRenewing:
 class TestExpiry:
     def test_operation_expires_at_the_end_of_its_ttl(self) -> None:
         story, operation = holding()
-        story.when(PassTime(), at=TIMEOUT - 1e-6).meanwhile()
+        story.when(PassTime(), at=TIMEOUT - 1e-6).then_clock_recorded()
         story.when(PassTime(), at=TIMEOUT + 1)
-        story.meanwhile(OperationExpired(operation_id=operation, agent="ann"))
+        story.then_clock_recorded(OperationExpired(operation_id=operation, agent="ann"))
         assert story.squad.claims(("emailId", "e-1")) == ()
 
     def test_renewal_at_the_moment_of_expiry_is_refused(self) -> None:
         story, operation = holding()
         story.when(RenewOperation(operation_id=operation), at=TIMEOUT)
-        story.meanwhile(OperationExpired(operation_id=operation, agent="ann"))
+        story.then_clock_recorded(OperationExpired(operation_id=operation, agent="ann"))
         story.then_refused("operation_expired")
         assert story.refusal.extra == {"expired_at": moment(TIMEOUT)}
 
@@ -319,7 +319,7 @@ class TestExpiry:
         """The state is checked for expiry every quarter of a second at most."""
         story, operation = holding()
         story.given(PassTime(), at=TIMEOUT - 0.1)
-        story.when(RenewOperation(operation_id=operation), at=TIMEOUT).meanwhile()
+        story.when(RenewOperation(operation_id=operation), at=TIMEOUT).then_clock_recorded()
         story.then_refused("operation_expired")
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"))
         story.then_refused("operation_expired")
@@ -368,7 +368,7 @@ class TestFinishing:
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"), at=5)
         story.then(
             OperationFinished(operation_id=operation, agent="ann", outcome="succeeded", tokens_used=None)
-        ).replied(outcome="succeeded", ended_at=moment(5))
+        ).then_replied(outcome="succeeded", ended_at=moment(5))
         assert story.squad.claims(("emailId", "e-1")) == ()
         story.when(claim("bob"))
         assert story.outcome.refusal is None
@@ -414,7 +414,7 @@ class TestFinishingWithTokens:
 
     def test_tokens_used_are_recorded(self) -> None:
         story, events = self.finish(450)
-        story.then(*events).replied(tokens_used=450)
+        story.then(*events).then_replied(tokens_used=450)
         assert story.row(BUDGET_DAYS, START.date()).used == 450
         assert story.caused_by(TokensUsed) == story.position_of(OperationFinished)
 

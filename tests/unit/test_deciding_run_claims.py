@@ -41,8 +41,18 @@ from service.commands import (
     StopOrchestrator,
 )
 from service.decide.runs import LEASE_SECONDS, backoff, renewal_seconds
-from tests.unit.job_stories import JOB, OTHER, RUNNER, a_squad, claim, define, ended, take_up, with_job
-from tests.unit.support import FRESH, START, Story, given, moment
+from tests.unit.job_stories import (
+    JOB,
+    OTHER,
+    RUNNER,
+    a_squad,
+    claim,
+    define,
+    end_attempt,
+    take_up,
+    with_job,
+)
+from tests.unit.stories import FRESH, START, Story, given, moment
 
 MAILBOX = {"mailbox": "info"}
 RUN = run_id(JOB, moment(60))
@@ -106,7 +116,7 @@ class TestClaim:
     def test_claim_and_run_both_count_as_work_of_the_agent(self) -> None:
         story = running()
         assert story.row(AGENTS, "ann").operations == 2
-        story.given(ended(RUN), at=61)
+        story.given(end_attempt(RUN), at=61)
         ann = story.row(AGENTS, "ann")
         assert (ann.operations, ann.status) == (0, "idle")
 
@@ -164,8 +174,8 @@ class TestRunEnd:
     @pytest.mark.parametrize(
         ("fields", "end", "at", "outcome"),
         [
-            ({}, ended(RUN), 61, "succeeded"),
-            ({}, ended(RUN, succeeded=False), 61, "failed"),
+            ({}, end_attempt(RUN), 61, "succeeded"),
+            ({}, end_attempt(RUN, succeeded=False), 61, "failed"),
             ({}, take_up(RUN), LEASE_END, "failed"),
             ({"overlap": "cancel_other"}, claim(OTHER), 120, "cancelled"),
         ],
@@ -186,18 +196,18 @@ class TestRunEnd:
         [end_of_run] = [item for item in story.recorded if item.type == "run_finished"]
         assert end_of_claim.caused_by == end_of_run.position
 
-    @pytest.mark.parametrize("end", [ended(RUN), ended(RUN, succeeded=False)])
+    @pytest.mark.parametrize("end", [end_attempt(RUN), end_attempt(RUN, succeeded=False)])
     def test_ended_run_frees_its_resources(self, end: EndAttempt) -> None:
         assert is_mailbox_free(running(LONG_WINDOW).given(end, at=61))
 
     def test_agent_stays_active_while_it_has_other_work(self) -> None:
         other = StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"})
-        story = running().given(other, at=61).when(ended(RUN), at=65)
+        story = running().given(other, at=61).when(end_attempt(RUN), at=65)
         assert not any(isinstance(event, AgentStatusChanged) for event in story.events)
         assert story.row(AGENTS, "ann").operations == 1
 
     def test_expired_claim_is_not_finished_again(self) -> None:
-        story = running(SetPolicy(operation_timeout_seconds=5)).when(ended(RUN), at=70)
+        story = running(SetPolicy(operation_timeout_seconds=5)).when(end_attempt(RUN), at=70)
         assert event_types(story) == [RunFinished, MessageSent, AgentStatusChanged]
 
     def test_cancel_other_releases_the_old_claim_before_the_new_one_starts(self) -> None:
@@ -272,7 +282,7 @@ class TestTickConflict:
 
     def test_buffered_tick_is_skipped_on_a_conflict(self) -> None:
         story = running(LONG_WINDOW, overlap="buffer_one").given(claim(), at=120)
-        story.given(ended(RUN), at=121).given(BOBS_CLAIM).when(claim(), at=122)
+        story.given(end_attempt(RUN), at=121).given(BOBS_CLAIM).when(claim(), at=122)
         assert event_types(story) == [ConflictDetected, RunSkipped]
         assert story.row(JOBS, JOB).buffered_tick is None
 
@@ -300,7 +310,7 @@ class TestNextAttempt:
     def test_next_attempt_makes_a_new_claim_with_a_greater_token(self) -> None:
         story = running(LONG_WINDOW, retries=1)
         first = claim_of(story)
-        story.when(ended(RUN, succeeded=False), at=61)
+        story.when(end_attempt(RUN, succeeded=False), at=61)
         assert event_types(story) == [RunAttemptFailed, OperationFinished]
         assert story.caused_by(OperationFinished) == story.position_of(RunAttemptFailed)
         story.when(take_up(RUN), at=65)
@@ -308,16 +318,20 @@ class TestNextAttempt:
         second = claim_of(story)
         assert run(story).operation_id == second.id
         assert second.fencing_token > first.fencing_token
-        story.when(ended(RUN, attempt=2, runner=OTHER), at=66)
+        story.when(end_attempt(RUN, attempt=2, runner=OTHER), at=66)
         assert story.row(AGENTS, "ann").operations == 0
         assert is_mailbox_free(story)
 
     def test_resources_are_free_between_attempts(self) -> None:
-        story = running(LONG_WINDOW, retries=1).given(ended(RUN, succeeded=False), at=61)
+        story = running(LONG_WINDOW, retries=1).given(end_attempt(RUN, succeeded=False), at=61)
         assert is_mailbox_free(story)
 
     def test_attempt_fails_at_once_when_its_resources_are_claimed(self) -> None:
-        story = running(LONG_WINDOW, retries=2).given(ended(RUN, succeeded=False), at=61).given(BOBS_CLAIM)
+        story = (
+            running(LONG_WINDOW, retries=2)
+            .given(end_attempt(RUN, succeeded=False), at=61)
+            .given(BOBS_CLAIM)
+        )
         story.when(take_up(RUN), at=65)
         assert event_types(story) == [ConflictDetected, RunAttemptFailed]
         assert story.events[1] == RunAttemptFailed(
@@ -334,7 +348,7 @@ class TestNextAttempt:
 
     def test_conflict_of_the_last_attempt_ends_the_run_without_pausing_the_job(self) -> None:
         story = running(LONG_WINDOW, retries=1, tokens=10, pause_on_failure=True)
-        story.given(ended(RUN, succeeded=False), at=61).given(BOBS_CLAIM).when(take_up(RUN), at=65)
+        story.given(end_attempt(RUN, succeeded=False), at=61).given(BOBS_CLAIM).when(take_up(RUN), at=65)
         [finished] = [event for event in story.events if isinstance(event, RunFinished)]
         assert (finished.outcome, finished.attempts) == ("failed", 2)
         assert finished.reason == "conflict: 'bob' has claimed mailbox info for 'sort'"
@@ -353,12 +367,12 @@ class TestNextAttempt:
         assert story.row(AGENTS, "ann").operations == 2
 
     def test_attempt_claims_the_resources_of_the_current_definition(self) -> None:
-        story = running(LONG_WINDOW, retries=1).given(ended(RUN, succeeded=False), at=61)
+        story = running(LONG_WINDOW, retries=1).given(end_attempt(RUN, succeeded=False), at=61)
         story.given(define(retries=1, resources={"order": "7"})).when(take_up(RUN), at=65)
         assert claim_of(story).resources == {"order": "7"}
 
     def test_attempt_claims_nothing_when_the_job_no_longer_names_resources(self) -> None:
-        story = running(LONG_WINDOW, retries=1).given(ended(RUN, succeeded=False), at=61)
+        story = running(LONG_WINDOW, retries=1).given(end_attempt(RUN, succeeded=False), at=61)
         story.given(define(retries=1)).when(take_up(RUN), at=65)
         assert event_types(story) == [RunRetried]
         assert run(story).operation_id is None
@@ -398,7 +412,7 @@ class TestLateRenewal:
         assert story.caused_by(RunAttemptFailed) == story.position_of(ConflictDetected)
         assert story.caused_by(OperationFinished) == story.position_of(RunAttemptFailed)
         assert claim_of(story).agent == "bob"
-        story.when(ended(RUN), at=64).then_refused("run_not_held")
+        story.when(end_attempt(RUN), at=64).then_refused("run_not_held")
 
     def test_run_ends_when_its_last_attempt_lost_the_resources(self) -> None:
         story = running(self.SHORT_WINDOW, pause_on_failure=True, tokens=10).given(BOBS_CLAIM, at=63)
@@ -432,8 +446,8 @@ class TestLateRenewal:
         story = (
             running(self.SHORT_WINDOW)
             .given(BOBS_CLAIM, at=63)
-            .when(ended(RUN), at=64)
-            .replied(status="succeeded")
+            .when(end_attempt(RUN), at=64)
+            .then_replied(status="succeeded")
         )
         assert claim_of(story).agent == "bob"
 
@@ -466,7 +480,9 @@ def test_runs_of_jobs_with_the_same_resources_never_overlap() -> None:
         assert len(active) <= 1
         for row in list(story.squad.all(RUNS)):
             if row.runner and story.now >= (row.started_at or START) + timedelta(seconds=20):
-                story.when(ended(row.id, succeeded=seconds % 40 == 0, attempt=row.attempts), at=seconds)
+                story.when(
+                    end_attempt(row.id, succeeded=seconds % 40 == 0, attempt=row.attempts), at=seconds
+                )
             elif not row.runner:
                 story.when(take_up(row.id, RUNNER), at=seconds)
 

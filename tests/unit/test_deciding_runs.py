@@ -37,8 +37,8 @@ from service.commands import (
     StopOrchestrator,
 )
 from service.decide.runs import LEASE_SECONDS, MAX_BACKOFF_SECONDS, backoff
-from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, take_up, with_job
-from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, moment
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, end_attempt, take_up, with_job
+from tests.unit.stories import FRESH, START, UNKNOWN_ID, Story, moment
 
 RUN = run_id(JOB, moment(60))
 LEASE_END = 60 + LEASE_SECONDS
@@ -103,54 +103,54 @@ def is_cleaned_up(story: Story) -> bool:
 
 class TestSuccess:
     def test_success_ends_the_run_reports_it_and_sets_the_agent_idle(self) -> None:
-        story = running().when(ended(RUN), at=65)
-        story.then(finished(), report("it is done"), BECAME_IDLE).replied(status="succeeded")
+        story = running().when(end_attempt(RUN), at=65)
+        story.then(finished(), report("it is done"), BECAME_IDLE).then_replied(status="succeeded")
         assert is_cleaned_up(story)
 
     def test_success_ends_the_run_even_if_attempts_are_left(self) -> None:
-        story = running(retries=2).when(ended(RUN), at=65)
-        story.then(finished(), report("it is done"), BECAME_IDLE).replied(status="succeeded")
+        story = running(retries=2).when(end_attempt(RUN), at=65)
+        story.then(finished(), report("it is done"), BECAME_IDLE).then_replied(status="succeeded")
 
     def test_end_is_caused_by_the_run_and_causes_message_and_status_change(self) -> None:
         story = running()
         start = run(story).position
-        story.when(ended(RUN), at=65)
+        story.when(end_attempt(RUN), at=65)
         assert story.caused_by(RunFinished) == start
         end = story.position_of(RunFinished)
         assert story.caused_by(MessageSent) == story.caused_by(AgentStatusChanged) == end
 
     def test_message_contains_the_data_of_the_report(self) -> None:
-        story = running().when(ended(RUN, data={"new": 3}), at=65)
+        story = running().when(end_attempt(RUN, data={"new": 3}), at=65)
         story.then(finished(), report("it is done", new=3), BECAME_IDLE)
 
     def test_orchestrator_reports_the_success_of_a_job_without_agent(self) -> None:
-        story = running(agent=None, endpoint=None, task="status_update").when(ended(RUN), at=65)
+        story = running(agent=None, endpoint=None, task="status_update").when(end_attempt(RUN), at=65)
         story.then(finished(agent=None), report("it is done", sender="orchestrator"))
 
     def test_agent_stays_active_while_it_has_other_work(self) -> None:
         story = running().given(
             StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}), at=61
         )
-        story.when(ended(RUN), at=65).then(finished(), report("it is done"))
+        story.when(end_attempt(RUN), at=65).then(finished(), report("it is done"))
         assert story.row(AGENTS, "ann").operations == 1
 
     def test_agent_that_reported_idle_becomes_active_and_then_idle_again(self) -> None:
-        story = running().given(Heartbeat(agent="ann", status="idle"), at=61).when(ended(RUN), at=65)
+        story = running().given(Heartbeat(agent="ann", status="idle"), at=61).when(end_attempt(RUN), at=65)
         became_active = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="activity")
         story.then(became_active, finished(), report("it is done"), BECAME_IDLE)
 
     def test_success_after_long_silence_sets_the_agent_idle_not_offline(self) -> None:
-        story = running(SetPolicy(offline_after_minutes=1)).when(ended(RUN), at=300)
-        story.meanwhile().then(finished(), report("it is done"), BECAME_IDLE)
+        story = running(SetPolicy(offline_after_minutes=1)).when(end_attempt(RUN), at=300)
+        story.then_clock_recorded().then(finished(), report("it is done"), BECAME_IDLE)
 
 
 class TestRunHolder:
     @pytest.mark.parametrize(
         "command",
         [
-            ended(RUN, runner=OTHER),
-            ended(RUN, attempt=2),
-            ended(UNKNOWN_ID),
+            end_attempt(RUN, runner=OTHER),
+            end_attempt(RUN, attempt=2),
+            end_attempt(UNKNOWN_ID),
             RenewRun(run_id=RUN, runner=OTHER),
             RenewRun(run_id=UNKNOWN_ID, runner=RUNNER),
         ],
@@ -159,24 +159,30 @@ class TestRunHolder:
         running().when(command, at=61).then_refused("run_not_held")
 
     def test_run_that_has_ended_can_be_neither_ended_nor_renewed(self) -> None:
-        running().given(ended(RUN), at=61).when(ended(RUN), RENEW, at=62).then_refused("run_not_held")
+        running().given(end_attempt(RUN), at=61).when(end_attempt(RUN), RENEW, at=62).then_refused(
+            "run_not_held"
+        )
 
     def test_former_holder_cannot_end_a_run_that_was_taken_over(self) -> None:
         story = running(retries=1).given(take_up(RUN), at=LEASE_END)
-        story.when(ended(RUN), at=LEASE_END).then_refused("run_not_held")
-        story.when(ended(RUN, runner=OTHER, attempt=2)).then(
+        story.when(end_attempt(RUN), at=LEASE_END).then_refused("run_not_held")
+        story.when(end_attempt(RUN, runner=OTHER, attempt=2)).then(
             finished(attempts=2), report("it is done"), BECAME_IDLE
         )
 
     def test_holder_can_end_the_run_after_its_lease_when_nobody_took_it_over(self) -> None:
-        running().when(ended(RUN), at=LEASE_END + 1).then(finished(), report("it is done"), BECAME_IDLE)
+        running().when(end_attempt(RUN), at=LEASE_END + 1).then(
+            finished(), report("it is done"), BECAME_IDLE
+        )
 
 
 class TestLease:
     def test_renewal_extends_the_lease_from_now(self) -> None:
         story = running().when(RENEW, at=65)
         until = moment(65 + LEASE_SECONDS)
-        story.then(RunRenewed(run_id=RUN, job=JOB, lease_expires_at=until)).replied(lease_expires_at=until)
+        story.then(RunRenewed(run_id=RUN, job=JOB, lease_expires_at=until)).then_replied(
+            lease_expires_at=until
+        )
 
     def test_run_cannot_be_taken_over_before_its_lease_expires(self) -> None:
         story = running(retries=1).when(take_up(RUN), at=LEASE_END - 0.000001).then_nothing()
@@ -206,63 +212,67 @@ class TestLease:
 
 class TestFailedAttempt:
     def test_failed_attempt_is_recorded_with_the_time_of_the_retry(self) -> None:
-        story = running(retries=1).when(ended(RUN, succeeded=False), at=65)
-        story.then(attempt_failed(story)).replied(status="running", retry_at=story.now + backoff(RUN, 1))
+        story = running(retries=1).when(end_attempt(RUN, succeeded=False), at=65)
+        story.then(attempt_failed(story)).then_replied(
+            status="running", retry_at=story.now + backoff(RUN, 1)
+        )
 
     def test_run_can_be_taken_up_once_the_backoff_is_over(self) -> None:
-        story = running(retries=1).given(ended(RUN, succeeded=False), at=65)
+        story = running(retries=1).given(end_attempt(RUN, succeeded=False), at=65)
         due = 65 + backoff(RUN, 1) / timedelta(seconds=1)
         story.when(take_up(RUN), at=due - 0.001).then_nothing()
         story.when(take_up(RUN), at=due).then(retried(2, due, lease_ran_out=False))
 
     def test_retry_may_come_later_than_the_catch_up_time(self) -> None:
         """A tick's catch-up time limits its first attempt only."""
-        story = running(retries=1, catch_up_seconds=60.0).given(ended(RUN, succeeded=False), at=300)
+        story = running(retries=1, catch_up_seconds=60.0).given(end_attempt(RUN, succeeded=False), at=300)
         story.when(take_up(RUN), at=302).then(retried(2, 302, lease_ran_out=False))
 
     def test_run_fails_when_its_job_is_removed_in_the_batch_of_the_retry(self) -> None:
-        story = running(retries=1).given(ended(RUN, succeeded=False), at=65)
+        story = running(retries=1).given(end_attempt(RUN, succeeded=False), at=65)
         story.when(RemoveJob(name=JOB), take_up(RUN), at=70)
         reason = "the job was removed before attempt 2 of 2"
         assert finished(outcome="failed", reason=reason) in story.events
 
     def test_failed_attempt_that_used_tokens_makes_its_agent_active(self) -> None:
         story = running(retries=1).given(Heartbeat(agent="ann", status="idle"), at=61)
-        story.when(ended(RUN, succeeded=False, tokens_used=5), at=65).then(
+        story.when(end_attempt(RUN, succeeded=False, tokens_used=5), at=65).then(
             AgentStatusChanged(agent="ann", previous="idle", status="active", reason="activity"),
             TokensUsed(day=TODAY, agent="ann", tokens=5),
             attempt_failed(story, tokens_used=5),
         )
 
     def test_agent_stays_active_and_tokens_stay_reserved_until_the_retry(self) -> None:
-        story = running(tokens=600, retries=1).given(ended(RUN, succeeded=False), at=65)
+        story = running(tokens=600, retries=1).given(end_attempt(RUN, succeeded=False), at=65)
         assert story.row(AGENTS, "ann").status == "active"
         assert story.row(AGENTS, "ann").operations == 1
         assert today(story).reserved == 600
 
     def test_failed_attempt_without_a_reason_gets_a_default_one(self) -> None:
-        story = running(retries=1).when(ended(RUN, succeeded=False, reason=None), at=65)
+        story = running(retries=1).when(end_attempt(RUN, succeeded=False, reason=None), at=65)
         story.then(attempt_failed(story, reason="it failed"))
 
     def test_failed_run_leaves_an_agent_that_reported_idle_unchanged(self) -> None:
         story = running().given(Heartbeat(agent="ann", status="idle"), at=61)
-        story.when(ended(RUN, succeeded=False), at=65).then(
+        story.when(end_attempt(RUN, succeeded=False), at=65).then(
             finished(outcome="failed", reason="no answer"),
             report("it is not done", "failed", sender="orchestrator"),
         )
 
     def test_run_fails_when_its_last_attempt_fails(self) -> None:
-        story = running(retries=1).given(ended(RUN, succeeded=False), at=65).given(take_up(RUN), at=70)
-        story.when(ended(RUN, succeeded=False, attempt=2, runner=OTHER), at=71)
+        story = (
+            running(retries=1).given(end_attempt(RUN, succeeded=False), at=65).given(take_up(RUN), at=70)
+        )
+        story.when(end_attempt(RUN, succeeded=False, attempt=2, runner=OTHER), at=71)
         story.then(
             finished(outcome="failed", attempts=2, reason="no answer"),
             report("it is not done", "failed", sender="orchestrator"),
             BECAME_IDLE,
-        ).replied(status="failed")
+        ).then_replied(status="failed")
         assert is_cleaned_up(story)
 
     def test_retry_starts_even_if_the_job_is_paused(self) -> None:
-        story = running(retries=1).given(ended(RUN, succeeded=False), PauseJob(name=JOB), at=65)
+        story = running(retries=1).given(end_attempt(RUN, succeeded=False), PauseJob(name=JOB), at=65)
         story.when(take_up(RUN), at=70).then(retried(2, 70, lease_ran_out=False))
 
     @pytest.mark.parametrize(
@@ -280,7 +290,7 @@ class TestFailedAttempt:
         self, command: Any, reason: str
     ) -> None:
         story = running(retries=1, tokens=600, pause_on_failure=True)
-        story.given(ended(RUN, succeeded=False), command, at=65).when(take_up(RUN), at=70)
+        story.given(end_attempt(RUN, succeeded=False), command, at=65).when(take_up(RUN), at=70)
         assert story.events[1:] == [
             finished(outcome="failed", reason=reason),
             report(f"poll failed: {reason}", "failed", sender="orchestrator"),
@@ -315,7 +325,7 @@ class TestBackoff:
 
 class TestPauseOnFailure:
     def test_failure_pauses_the_job_with_its_reason_as_the_note(self) -> None:
-        story = running(pause_on_failure=True).when(ended(RUN, succeeded=False), at=65)
+        story = running(pause_on_failure=True).when(end_attempt(RUN, succeeded=False), at=65)
         story.then(
             finished(outcome="failed", reason="no answer"),
             report("it is not done", "failed", sender="orchestrator"),
@@ -330,30 +340,32 @@ class TestPauseOnFailure:
         assert not story.row(JOBS, JOB).paused
 
     def test_failure_caused_by_the_orchestrator_does_not_pause_the_job(self) -> None:
-        story = running(pause_on_failure=True).when(ended(RUN, succeeded=False, ours=True), at=65)
+        story = running(pause_on_failure=True).when(end_attempt(RUN, succeeded=False, ours=True), at=65)
         story.then(
             finished(outcome="failed", reason="no answer"),
             report("it is not done", "failed", sender="orchestrator"),
             BECAME_IDLE,
-        ).replied(status="failed")
+        ).then_replied(status="failed")
         assert not story.row(JOBS, JOB).paused
 
     def test_job_is_not_paused_before_its_last_attempt_fails(self) -> None:
-        story = running(pause_on_failure=True, retries=1).given(ended(RUN, succeeded=False), at=65)
+        story = running(pause_on_failure=True, retries=1).given(end_attempt(RUN, succeeded=False), at=65)
         assert not story.row(JOBS, JOB).paused
 
     def test_note_of_an_existing_pause_is_kept(self) -> None:
         story = running(pause_on_failure=True).given(PauseJob(name=JOB, note="holidays"), at=61)
-        story.given(ended(RUN, succeeded=False), at=65)
+        story.given(end_attempt(RUN, succeeded=False), at=65)
         assert story.row(JOBS, JOB).pause_note == "holidays"
 
     def test_removed_job_is_not_paused(self) -> None:
         story = running(pause_on_failure=True).given(RemoveJob(name=JOB), at=61)
-        story.when(ended(RUN, succeeded=False), at=65)
+        story.when(end_attempt(RUN, succeeded=False), at=65)
         assert not any(isinstance(event, JobPaused) for event in story.events)
 
     def test_job_removed_in_the_same_batch_is_not_paused(self) -> None:
-        story = running(pause_on_failure=True).when(RemoveJob(name=JOB), ended(RUN, succeeded=False), at=61)
+        story = running(pause_on_failure=True).when(
+            RemoveJob(name=JOB), end_attempt(RUN, succeeded=False), at=61
+        )
         kinds = [type(event) for event in story.events]
         assert kinds == [JobRemoved, RunFinished, MessageSent, AgentStatusChanged]
 
@@ -365,7 +377,7 @@ class TestTokens:
         story = running(self.SMALL_BUDGET, tokens=600)
         reservation = run(story).reservation_id
         assert reservation
-        story.when(ended(RUN, tokens_used=400), at=65)
+        story.when(end_attempt(RUN, tokens_used=400), at=65)
         settled = TokensSettled(
             day=TODAY, reservation_id=reservation, agent="ann", tokens_reserved=600, tokens_used=400
         )
@@ -374,7 +386,7 @@ class TestTokens:
         assert (today(story).used, today(story).reserved) == (400, 0)
 
     def test_settled_tokens_can_cross_warning_thresholds(self) -> None:
-        story = running(self.SMALL_BUDGET, tokens=600).when(ended(RUN, tokens_used=760), at=65)
+        story = running(self.SMALL_BUDGET, tokens=600).when(end_attempt(RUN, tokens_used=760), at=65)
         crossed = [event for event in story.events if isinstance(event, BudgetThresholdCrossed)]
         assert [(event.percent, event.level, event.used) for event in crossed] == [
             (50, "info", 760),
@@ -384,7 +396,7 @@ class TestTokens:
 
     @pytest.mark.parametrize("succeeded", [True, False])
     def test_reservation_is_released_when_no_usage_is_reported(self, succeeded: bool) -> None:
-        story = running(self.SMALL_BUDGET, tokens=600).when(ended(RUN, succeeded=succeeded), at=65)
+        story = running(self.SMALL_BUDGET, tokens=600).when(end_attempt(RUN, succeeded=succeeded), at=65)
         assert isinstance(story.events[0], TokensReleased)
         assert (today(story).used, today(story).reserved) == (0, 0)
 
@@ -393,7 +405,7 @@ class TestTokens:
         assert (today(story).used, today(story).reserved) == (0, 0)
 
     def test_used_tokens_are_recorded_even_if_none_were_reserved(self) -> None:
-        story = running(self.SMALL_BUDGET).when(ended(RUN, tokens_used=900), at=65)
+        story = running(self.SMALL_BUDGET).when(end_attempt(RUN, tokens_used=900), at=65)
         kinds = [type(event) for event in story.events]
         assert kinds == [
             TokensUsed,
@@ -407,13 +419,13 @@ class TestTokens:
 
     def test_tokens_of_a_job_without_agent_count_for_the_orchestrator(self) -> None:
         story = running(agent=None, endpoint=None, task="token_monitor").when(
-            ended(RUN, tokens_used=5), at=65
+            end_attempt(RUN, tokens_used=5), at=65
         )
         assert story.events[0] == TokensUsed(day=TODAY, agent="orchestrator", tokens=5)
 
     def test_tokens_of_a_failed_attempt_count_at_once_and_can_cross_thresholds(self) -> None:
         story = running(self.SMALL_BUDGET, tokens=300, retries=1)
-        story.when(ended(RUN, succeeded=False, tokens_used=550), at=65)
+        story.when(end_attempt(RUN, succeeded=False, tokens_used=550), at=65)
         story.then(
             TokensUsed(day=TODAY, agent="ann", tokens=550),
             BudgetThresholdCrossed(day=TODAY, percent=50, level="info", used=550, total=1_000),
@@ -423,10 +435,12 @@ class TestTokens:
 
     def test_run_sums_up_the_tokens_of_all_attempts(self) -> None:
         story = running(self.SMALL_BUDGET, tokens=300, retries=2)
-        story.given(ended(RUN, succeeded=False, tokens_used=10), at=65).given(take_up(RUN, RUNNER), at=70)
-        story.given(ended(RUN, succeeded=False, attempt=2), at=71).given(take_up(RUN, RUNNER), at=75)
+        story.given(end_attempt(RUN, succeeded=False, tokens_used=10), at=65).given(
+            take_up(RUN, RUNNER), at=70
+        )
+        story.given(end_attempt(RUN, succeeded=False, attempt=2), at=71).given(take_up(RUN, RUNNER), at=75)
         assert run(story).tokens_used == 10
-        story.when(ended(RUN, attempt=3, tokens_used=200), at=76)
+        story.when(end_attempt(RUN, attempt=3, tokens_used=200), at=76)
         assert finished(attempts=3, tokens_used=210) in story.events
         assert (today(story).used, today(story).reserved) == (210, 0)
 
@@ -434,7 +448,7 @@ class TestTokens:
         """The reservation ends at 676 s: one attempt of 1 s, the lease of 15 s and a margin of 600 s."""
         story = running(self.SMALL_BUDGET, tokens=300, timeout_seconds=1.0).given(RENEW, at=676)
         assert today(story).reserved == 0
-        story.when(ended(RUN, tokens_used=200), at=680)
+        story.when(end_attempt(RUN, tokens_used=200), at=680)
         assert TokensUsed(day=TODAY, agent="ann", tokens=200) in story.events
         assert today(story).used == 200
 
@@ -443,13 +457,13 @@ class TestTokens:
         self, tokens: int | None
     ) -> None:
         story = running(self.SMALL_BUDGET, tokens=300, timeout_seconds=1.0)
-        story.when(ended(RUN, tokens_used=tokens), at=676)
+        story.when(end_attempt(RUN, tokens_used=tokens), at=676)
         assert type(story.clock_events[0]) is TokensReleased
         assert (today(story).used, today(story).reserved) == (tokens or 0, 0)
 
     def test_expired_reservation_is_not_released_again(self) -> None:
         story = running(self.SMALL_BUDGET, tokens=300, timeout_seconds=1.0).given(RENEW, at=676)
-        story.when(ended(RUN), at=680).then(finished(), report("it is done"), BECAME_IDLE)
+        story.when(end_attempt(RUN), at=680).then(finished(), report("it is done"), BECAME_IDLE)
 
     def test_tokens_count_on_the_day_of_their_reservation(self) -> None:
         """The run starts a minute before midnight and ends a minute after it."""
@@ -457,7 +471,7 @@ class TestTokens:
         id_ = run_id(JOB, moment(late))
         story = with_job(self.SMALL_BUDGET, cron="59 23 * * *", tokens=300, timeout_seconds=300.0)
         story.given(claim(), at=late)
-        story.when(ended(id_, tokens_used=200), at=late + 120)
+        story.when(end_attempt(id_, tokens_used=200), at=late + 120)
         settled = story.events[0]
         assert isinstance(settled, TokensSettled)
         assert settled.day == TODAY
@@ -468,6 +482,6 @@ class TestTokens:
         late = 12 * 3_600 - 60
         story = with_job(self.SMALL_BUDGET, cron="59 23 * * *", tokens=900, timeout_seconds=300.0)
         story.given(claim(), at=late)
-        story.when(ended(run_id(JOB, moment(late)), tokens_used=900), at=late + 120)
+        story.when(end_attempt(run_id(JOB, moment(late)), tokens_used=900), at=late + 120)
         kinds = [type(event) for event in story.events]
         assert kinds == [TokensSettled, RunFinished, MessageSent, AgentStatusChanged]

@@ -10,7 +10,7 @@ import pytest
 from eventstore.events import TaskCreated, TaskStatus, TaskUpdated
 from projections.tasks import TASKS
 from service.commands import CreateTask, UpdateTask
-from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, given
+from tests.unit.stories import FRESH, START, UNKNOWN_ID, Story, given
 
 ALL_FIELDS: dict[str, Any] = {
     "title": "Answer the quote",
@@ -34,7 +34,7 @@ class TestCreating:
     def test_created_task_is_on_the_board(self) -> None:
         story = given().when(CreateTask(**ALL_FIELDS))
         story.then(TaskCreated(task_id=FRESH, **ALL_FIELDS))
-        story.replied(**ALL_FIELDS, created_at=START, updated_at=START)
+        story.then_replied(**ALL_FIELDS, created_at=START, updated_at=START)
         row = story.row(TASKS, story.id)
         assert (row.title, row.created_position, row.position) == (
             ALL_FIELDS["title"],
@@ -72,7 +72,7 @@ class TestUpdating:
         task = story.id
         story.when(update(story, status=after), at=5)
         story.then(TaskUpdated(task_id=task, **{**ALL_FIELDS, "status": after}, changed=["status"]))
-        story.replied(status=after, created_at=START, updated_at=story.now)
+        story.then_replied(status=after, created_at=START, updated_at=story.now)
 
     def test_several_fields_can_change_at_once(self) -> None:
         story = a_task()
@@ -104,7 +104,7 @@ class TestUpdating:
     def test_update_with_the_same_values_changes_nothing(self, changes: dict[str, Any]) -> None:
         story = a_task()
         story.when(update(story, **changes), at=5)
-        story.then_nothing().replied(updated_at=START, position=story.position_of(TaskCreated))
+        story.then_nothing().then_replied(updated_at=START, position=story.position_of(TaskCreated))
 
     def test_update_of_an_unknown_task_is_refused(self) -> None:
         given().when(UpdateTask(task_id=UNKNOWN_ID, title="Look")).then_refused("task_not_found")
@@ -129,7 +129,7 @@ class TestCompleting:
         story.given(update(story, status="completed"), at=5)
         story.when(update(story, status="in_progress"), at=10)
         story.then(TaskUpdated(task_id=task, **{**ALL_FIELDS, "status": "in_progress"}, changed=["status"]))
-        story.replied(created_at=START)
+        story.then_replied(created_at=START)
         row = story.row(TASKS, task)
         assert (row.created_at, row.created_position) == (START, story.position_of(TaskCreated))
         assert story.squad.versions[f"task-{task}"] == 3
@@ -140,7 +140,7 @@ class TestCompleting:
         done = update(story, status="completed")
         story.given(done)
         completed = story.position_of(TaskUpdated)
-        story.when(done, at=9).then_nothing().replied(position=completed)
+        story.when(done, at=9).then_nothing().then_replied(position=completed)
         assert story.squad.rows(TASKS).get(task) is None
 
     def test_task_completed_and_reopened_in_one_batch_stays_in_memory(self) -> None:

@@ -40,8 +40,8 @@ from service.commands import (
 )
 from service.decide.runs import LEASE_SECONDS
 from service.decide.ticks import MAX_MISSED_PER_CLAIM
-from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, with_job
-from tests.unit.support import FRESH, START, Story, given, moment
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, end_attempt, with_job
+from tests.unit.stories import FRESH, START, Story, given, moment
 
 SMALL_BUDGET = SetPolicy(daily_tokens=1_000)
 BECAME_ACTIVE = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="run_started")
@@ -276,29 +276,29 @@ class TestBufferOne:
         story.then(skipped(180, "overlap", "the tick of 2026-03-02 12:02:00Z is already waiting"))
 
     def test_buffered_tick_runs_as_soon_as_the_run_ends(self) -> None:
-        story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=130)
+        story = running(overlap="buffer_one").given(claim(), at=120).given(end_attempt(run_of(60)), at=130)
         story.when(claim(), at=130).then(BECAME_ACTIVE, started(120, at=130))
         assert story.row(JOBS, JOB).buffered_tick is None
         story.when(claim(), at=131).then_nothing()
 
     def test_buffered_tick_runs_however_long_it_has_waited(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
-        story.given(claim(), at=180).given(ended(run_of(60)), at=200)
+        story.given(claim(), at=180).given(end_attempt(run_of(60)), at=200)
         story.when(claim(), at=200).then(BECAME_ACTIVE, started(120, at=200))
 
     def test_buffered_tick_is_skipped_when_the_job_was_paused_meanwhile(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
-        story.given(PauseJob(name=JOB), ended(run_of(60)), at=130)
+        story.given(PauseJob(name=JOB), end_attempt(run_of(60)), at=130)
         story.when(claim(), at=130).then(skipped(120, "paused", "the job is paused"))
         assert story.row(JOBS, JOB).buffered_tick is None
 
     def test_buffered_tick_runs_when_the_pause_is_already_over(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
-        story.given(PauseJob(name=JOB), ResumeJob(name=JOB), ended(run_of(60)), at=130)
+        story.given(PauseJob(name=JOB), ResumeJob(name=JOB), end_attempt(run_of(60)), at=130)
         story.when(claim(), at=130).then(BECAME_ACTIVE, started(120, at=130))
 
     def test_buffered_tick_is_decided_before_the_due_one(self) -> None:
-        story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=180)
+        story = running(overlap="buffer_one").given(claim(), at=120).given(end_attempt(run_of(60)), at=180)
         story.when(claim(), claim(), claim(), at=180)
         story.then(BECAME_ACTIVE, started(120, at=180), TickBuffered(job=JOB, tick=moment(180)))
 
@@ -418,12 +418,12 @@ class TestManualRun:
     def test_manual_run_starts_outside_the_schedule(self) -> None:
         story = with_job().when(RUN_NOW, at=30)
         story.then(BECAME_ACTIVE, started(30, run_id=FRESH, manual=True))
-        story.replied(job=JOB, tick=moment(30), status="running", attempts=1)
+        story.then_replied(job=JOB, tick=moment(30), status="running", attempts=1)
         assert story.row(JOBS, JOB).ticked_until == START
 
     def test_manual_run_does_not_replace_the_tick_at_the_same_moment(self) -> None:
         story = with_job().given(RUN_NOW, at=60)
-        story.given(ended(story.id), at=60).when(claim(), at=60).then(BECAME_ACTIVE, started(60))
+        story.given(end_attempt(story.id), at=60).when(claim(), at=60).then(BECAME_ACTIVE, started(60))
 
     @pytest.mark.parametrize("fields", [{}, {"enabled": False}])
     def test_manual_run_starts_even_if_the_job_is_paused_or_disabled(self, fields: dict[str, Any]) -> None:

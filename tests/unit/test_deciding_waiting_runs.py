@@ -23,8 +23,8 @@ from projections.runs import RUNS, RunRow
 from service.commands import RemoveJob, RunJob, SetPolicy, StopOrchestrator
 from service.decide.jobs import due_jobs
 from service.decide.runs import LEASE_SECONDS, is_free
-from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, ended, take_up, with_job
-from tests.unit.support import FRESH, START, Story, moment
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, end_attempt, take_up, with_job
+from tests.unit.stories import FRESH, START, Story, moment
 
 RUN_NOW = RunJob(name=JOB)
 
@@ -54,7 +54,7 @@ class TestRequest:
             reservation_id=None,
             operation_id=None,
         )
-        story.replied(job=JOB, tick=moment(30), status="running", attempts=0, started_at=None)
+        story.then_replied(job=JOB, tick=moment(30), status="running", attempts=0, started_at=None)
         row = run(story)
         assert (row.status, row.attempts, row.runner, row.started_at) == ("running", 0, None, None)
         assert row.retry_at == moment(30)
@@ -122,7 +122,7 @@ class TestTakingUp:
     def test_requested_run_ends_like_any_other(self) -> None:
         story = requested(tokens=600)
         id_ = run(story).id
-        story.given(take_up(id_, RUNNER), at=31).when(ended(id_, tokens_used=5), at=32)
+        story.given(take_up(id_, RUNNER), at=31).when(end_attempt(id_, tokens_used=5), at=32)
         assert story.reply == {"status": "succeeded"}
         assert not list(story.squad.all(RUNS))
         assert story.row(BUDGET_DAYS, START.date()).reserved == 0
@@ -131,9 +131,9 @@ class TestTakingUp:
         story = requested(retries=1)
         id_ = run(story).id
         story.given(take_up(id_, RUNNER), at=31)
-        story.when(ended(id_, succeeded=False), at=32).replied(status="running")
+        story.when(end_attempt(id_, succeeded=False), at=32).then_replied(status="running")
         story.given(take_up(id_, RUNNER), at=35)
-        story.when(ended(id_, succeeded=False, attempt=2), at=36).replied(status="failed")
+        story.when(end_attempt(id_, succeeded=False, attempt=2), at=36).then_replied(status="failed")
 
     @pytest.mark.parametrize(
         ("command", "reason"),

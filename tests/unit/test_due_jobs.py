@@ -11,13 +11,13 @@ from service.commands import PauseJob, RegisterAgent, RemoveJob
 from service.decide.jobs import due_jobs
 from service.memory.due_jobs import MAX_COMPUTED_AT_ONCE, RETRY_AFTER
 from tests.unit.job_stories import JOB, a_squad, claim, define
-from tests.unit.support import moment
+from tests.unit.stories import moment
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from service.schedule import Schedule
-    from tests.unit.support import Story
+    from tests.unit.stories import Story
 
 JOBS = 5 * MAX_COMPUTED_AT_ONCE
 

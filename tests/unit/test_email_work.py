@@ -14,7 +14,7 @@ from service import commands as do
 from service.scheduling.calls import Reply
 from service.scheduling.email_work import CLASSIFY, RESPOND, EmailWork, work_on_emails
 from service.scheduling.work import Work
-from tests.unit.job_stories import a_job, a_squad
+from tests.unit.job_stories import a_squad, job_row
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eventstore.events import Event
     from service.requests import Outcome, Request
     from service.scheduling.work import Report
-    from tests.unit.support import Story
+    from tests.unit.stories import Story
 
 DONE = Reply(ok=True, reason=None, body={}, tokens_used=None)
 FAILED = Reply(ok=False, reason="no model", body={}, tokens_used=None)
@@ -46,7 +46,7 @@ class Attempt:
         self.calls = 0
         self.events: list[Event] = []
         run = SimpleNamespace(id="r", tick=self.story.now, attempts=1)
-        self.work = Work(cast("Any", self), cast("Any", self), a_job(**fields), cast("Any", run), 1)
+        self.work = Work(cast("Any", self), cast("Any", self), job_row(**fields), cast("Any", run), 1)
 
     async def submit(self, request: Request) -> Outcome:
         if self.before:

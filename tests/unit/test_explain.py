@@ -20,9 +20,9 @@ from service.explain.sentences import of_event, step
 from service.http.json import dumps
 from service.views import explanation
 from tests.support.list_log_queries import ListLogQueries
-from tests.unit import lives, strategies
+from tests.unit import generated_histories, strategies
 from tests.unit.explained_stories import POOR, QUESTIONS, Question
-from tests.unit.support import START, Story, given
+from tests.unit.stories import START, Story, given
 
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent
@@ -93,12 +93,12 @@ def test_every_possible_event_has_a_sentence(event: AnyEvent) -> None:
     assert of_event(event).endswith(".")
 
 
-@for_all(life=lives.every_life, data=st.data())
+@for_all(history=generated_histories.every_history, data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_every_event_of_a_history_is_explained_with_its_cause(
-    life: tuple[list[AnyCommand], lives.RandomHistory], data: st.DataObject
+    history: tuple[list[AnyCommand], generated_histories.RandomHistory], data: st.DataObject
 ) -> None:
-    log = lives.lived(*life).log
+    log = generated_histories.story_of(*history).log
     for position in data.draw(st.lists(st.integers(1, len(log)), min_size=1, max_size=30, unique=True)):
         recorded = log[position - 1]
         found = explain_at(log, position)

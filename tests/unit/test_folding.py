@@ -12,7 +12,7 @@ from projections import storage
 from projections.agents import AGENTS, AgentRow, agents
 from projections.folding import PageFolder
 from projections.messages import MESSAGES, MessageRow, messages
-from tests.unit.support import START, given
+from tests.unit.stories import START, given
 from tests.unit.test_batch import ANN
 
 if TYPE_CHECKING:

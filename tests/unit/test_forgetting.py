@@ -20,7 +20,7 @@ from service.commands import (
 )
 from service.decide import subjects
 from service.requests import Answer, Outcome, Request
-from tests.unit.support import FRESH, UNKNOWN_ID, Story, given
+from tests.unit.stories import FRESH, UNKNOWN_ID, Story, given
 
 ADDRESS = "zoe@example.org"
 LETTER = LogEmail(
@@ -60,7 +60,7 @@ class TestSealing:
     def test_payloads_are_in_plain_unless_encryption_is_on(self) -> None:
         story = given(LETTER)
         assert sealing.key_of(story.log[-1]) is None
-        assert story.recorded == story.told
+        assert story.recorded == story.revealed
 
     def test_log_contains_no_personal_data_when_encryption_is_on(self) -> None:
         story = encrypted(HELLO, LETTER)
@@ -109,7 +109,7 @@ class TestForgettingSender:
         assert key_id
         story.when(ForgetSubject(subject=ADDRESS, in_plain=3), at=9)
         story.then(SubjectForgotten(key_id=key_id, emails=[email_id], messages=[], in_plain=3))
-        story.replied(emails=1, messages=0, in_plain=3)
+        story.then_replied(emails=1, messages=0, in_plain=3)
         row = story.row(EMAILS, email_id)
         assert (row.from_email, row.subject, row.payload) == (ERASED, None, None)
         assert (row.gmail_message_id, row.category, row.status) == ("g-1", "unclassified", "unread")
@@ -119,7 +119,7 @@ class TestForgettingSender:
 
     @pytest.mark.parametrize("name", [ADDRESS, ADDRESS.upper(), f"Z. <{ADDRESS}>", f" {ADDRESS} "])
     def test_sender_is_found_however_the_address_is_written(self, name: str) -> None:
-        encrypted(LETTER).when(ForgetSubject(subject=name)).replied(emails=1)
+        encrypted(LETTER).when(ForgetSubject(subject=name)).then_replied(emails=1)
 
     def test_unknown_sender_is_refused_without_repeating_the_address(self) -> None:
         story = encrypted(LETTER).when(ForgetSubject(subject="nobody@example.org"))
@@ -144,7 +144,7 @@ class TestForgettingSender:
         assert first != second
         assert "Again" in readable(story)
         assert "Complaint" not in readable(story)
-        story.when(ForgetSubject(subject=ADDRESS)).replied(emails=1)
+        story.when(ForgetSubject(subject=ADDRESS)).then_replied(emails=1)
 
     def test_email_is_erased_even_if_only_its_update_was_sealed(self) -> None:
         story = given(LETTER)
@@ -152,13 +152,13 @@ class TestForgettingSender:
         story.encrypt = True
         story.when(UpdateEmail(email_id=email_id, payload={"draft": "Dear Zoë"}))
         assert sealing.key_of(story.recorded[-1])
-        story.when(ForgetSubject(subject=ADDRESS, in_plain=1)).replied(emails=1)
+        story.when(ForgetSubject(subject=ADDRESS, in_plain=1)).then_replied(emails=1)
         assert story.row(EMAILS, email_id).from_email == ERASED
 
     def test_many_emails_are_forgotten_in_several_events(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(subjects, "MAX_EMAILS", 2)
         letters = [LETTER.model_copy(update={"gmail_message_id": f"g-{n}"}) for n in range(5)]
-        story = encrypted(*letters).when(ForgetSubject(subject=ADDRESS)).replied(emails=5)
+        story = encrypted(*letters).when(ForgetSubject(subject=ADDRESS)).then_replied(emails=5)
         parts = [event.emails for event in story.events if isinstance(event, SubjectForgotten)]
         assert [len(part) for part in parts] == [2, 2, 1]
         assert {row.from_email for row in story.squad.all(EMAILS)} == {ERASED}
@@ -168,7 +168,7 @@ class TestForgettingSender:
         email_id = story.id
         story.given(UpdateEmail(email_id=email_id, status="archived"), ForgetSubject(subject=ADDRESS))
         story.when(UpdateEmail(email_id=email_id, status="classified"))
-        story.replied(from_email=ERASED, subject=None, payload=None)
+        story.then_replied(from_email=ERASED, subject=None, payload=None)
 
     def test_partly_sealed_email_that_left_memory_is_erased(self) -> None:
         story = given(LETTER)
@@ -179,7 +179,7 @@ class TestForgettingSender:
             ForgetSubject(subject=ADDRESS),
         )
         story.when(UpdateEmail(email_id=email_id, status="archived"))
-        story.replied(from_email=ERASED, subject=None, position=story.position_of(SubjectForgotten))
+        story.then_replied(from_email=ERASED, subject=None, position=story.position_of(SubjectForgotten))
         story.when(UpdateEmail(email_id=email_id, status="classified"))
         assert story.row(EMAILS, email_id).from_email == ERASED
 
@@ -236,7 +236,7 @@ class TestForgettingMessage:
         message_id = story.id
         story.given(ForgetSubject(subject=message_id))
         story.when(ForgetSubject(subject=message_id)).then_nothing()
-        story.replied(messages=1, position=story.position_of(SubjectForgotten))
+        story.then_replied(messages=1, position=story.position_of(SubjectForgotten))
 
     def test_message_in_plain_is_refused(self) -> None:
         story = given(HELLO)

@@ -11,7 +11,7 @@ from service.commands import DefineJob, SetPolicy
 from service.job_spec import BUILT_IN_TASKS, JobSpec, merge_job
 from service.scheduling.job_tasks import TASKS
 from service.settings import Settings, SettingsError, read
-from tests.unit.support import given
+from tests.unit.stories import given
 
 if TYPE_CHECKING:
     from pathlib import Path

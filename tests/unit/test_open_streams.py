@@ -13,7 +13,7 @@ from service.callers import ANYBODY, Caller
 from service.http import open_streams as module
 from service.http.open_streams import MAX_PAUSE_FACTOR, OpenStreams, Throttle
 from service.http.problems import Problem
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,7 +18,7 @@ from service.memory.draft import Draft
 from service.memory.squad import Squad
 from tests.support.squads import contents
 from tests.unit import strategies
-from tests.unit.support import Story, given
+from tests.unit.stories import Story, given
 from tests.unit.test_random_histories import SHORT, SHORT_AND_LONG, CheckedStory, History, Step, histories
 
 if TYPE_CHECKING:

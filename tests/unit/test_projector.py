@@ -15,7 +15,7 @@ from projections.agents import agents
 from projections.messages import messages
 from projections.progress import Progress
 from projections.projector import Projector
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -43,10 +43,10 @@ from service.requests import Answer, CommandFailed, Outcome, Request
 from service.writing.batch import Batch
 from service.writing.recorder import Recorder
 from tests.unit import strategies
-from tests.unit.job_rules import JobRules
-from tests.unit.key_rules import KeyRules
-from tests.unit.rules import Rules
-from tests.unit.support import Story
+from tests.unit.invariants import Invariants
+from tests.unit.job_invariants import JobInvariants
+from tests.unit.key_invariants import KeyInvariants
+from tests.unit.stories import Story
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -107,9 +107,9 @@ class CheckedStory:
         self.alternates_encryption = encrypt == "alternately"
         self.live_tables: dict[str, dict[Any, Any]] = defaultdict(dict)
         """The read tables, folded right after each batch."""
-        self.rules = Rules()
-        self.job_rules = JobRules()
-        self.key_rules = KeyRules()
+        self.rules = Invariants()
+        self.job_rules = JobInvariants()
+        self.key_rules = KeyInvariants()
         self.known: dict[str, list[str]] = defaultdict(list)
 
     def advance(self, pause_seconds: float, batch: Sequence[Step]) -> None:
@@ -127,17 +127,17 @@ class CheckedStory:
         self.story.decide(requests, later)
         for step, outcome in zip(batch, self.story.outcomes, strict=True):
             assert isinstance(outcome, Outcome) or (step.fails and isinstance(outcome, CommandFailed))
-        for recorded in self.story.told:
+        for recorded in self.story.revealed:
             event = codec.decode(recorded)
             _project(self.live_tables, event, recorded)
             self.rules.take(event, recorded)
             self.job_rules.take(event, recorded.recorded_at)
             self.key_rules.take(event, recorded.recorded_at)
-            strategies.get_to_know(event, self.known)
+            strategies.collect_ids(event, self.known)
         self._check_squad()
 
     def _request(self, step: Step) -> Request:
-        command = strategies.aimed(step.command, self.known)
+        command = strategies.with_known_ids(step.command, self.known)
 
         def render(_: Outcome) -> Answer:
             if step.fails:

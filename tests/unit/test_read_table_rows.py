@@ -56,15 +56,15 @@ from service.commands import (
 from service.decide.runs import LEASE_SECONDS
 from service.memory.draft import Draft
 from service.memory.squad import Squad
-from tests.unit.job_stories import JOB, RUNNER, claim, ended, take_up, with_job
-from tests.unit.support import START, given, moment
+from tests.unit.job_stories import JOB, RUNNER, claim, end_attempt, take_up, with_job
+from tests.unit.stories import START, given, moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from projections.projection import Row, Table
     from service.commands import AnyCommand
-    from tests.unit.support import Story
+    from tests.unit.stories import Story
 
 CLAIM = StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"})
 TODAY = START.date()
@@ -211,7 +211,7 @@ class TestJobs:
     def test_run_that_fails_before_its_last_attempt_starts_has_the_reason(self) -> None:
         run, mailbox = run_id(JOB, moment(60)), {"mailbox": "info"}
         story = with_job(resources=mailbox, retries=1).given(claim(), at=60)
-        story.given(ended(run, succeeded=False), at=61)
+        story.given(end_attempt(run, succeeded=False), at=61)
         story.given(StartOperation(agent="bob", action="sort", resources=mailbox), at=62)
         story.given(take_up(run), at=65)
         [row] = rows_of(story, RUNS)

@@ -8,8 +8,8 @@ from projections.runs import RUNS, run_id
 from service.decide.jobs import due_jobs
 from service.memory.draft import Draft
 from service.memory.squad import Squad
-from tests.unit.job_stories import JOB, a_squad, claim, define, ended
-from tests.unit.support import moment
+from tests.unit.job_stories import JOB, a_squad, claim, define, end_attempt
+from tests.unit.stories import moment
 
 if TYPE_CHECKING:
     import pytest
@@ -47,9 +47,9 @@ def test_runs_of_a_job_are_found_from_their_start_to_their_end() -> None:
     loaded = Squad()
     loaded.load(RUNS, story.squad.all(RUNS))
     assert runs_in_progress(loaded) == {FIRST, SECOND}
-    story.given(ended(FIRST), at=121)
+    story.given(end_attempt(FIRST), at=121)
     assert runs_in_progress(story.squad) == {SECOND}
-    story.given(ended(SECOND), at=122)
+    story.given(end_attempt(SECOND), at=122)
     assert runs_in_progress(story.squad) == set()
 
 

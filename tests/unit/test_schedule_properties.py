@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from projections.runs import run_id
 from service.schedule import Schedule, due_at, next_tick, next_ticks
-from tests.unit.job_stories import a_job
+from tests.unit.job_stories import job_row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -173,18 +173,18 @@ def test_interval_ticks_at_a_multiple_of_itself_within_one_interval(
 def test_jitter_is_bounded_and_reproducible_and_keeps_the_order_of_ticks(
     cron: str, jitter_seconds: float, after: datetime
 ) -> None:
-    job = a_job(cron=cron, jitter_seconds=jitter_seconds)
+    job = job_row(cron=cron, jitter_seconds=jitter_seconds)
     ticks = next_ticks(Schedule(cron, None, "UTC"), after, 5)
     starts = [due_at(job, tick) for tick in ticks]
     for tick, start in zip(ticks, starts, strict=True):
         assert tick <= start <= tick + timedelta(seconds=jitter_seconds)
-        assert start == due_at(a_job(cron=cron, jitter_seconds=jitter_seconds), tick)
+        assert start == due_at(job_row(cron=cron, jitter_seconds=jitter_seconds), tick)
     assert all(start <= tick for start, tick in zip(starts, ticks[1:], strict=False))
 
 
 def test_jitter_spreads_the_jobs_of_one_tick() -> None:
     tick = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    starts = [due_at(a_job(name=f"job {n}", jitter_seconds=30.0), tick) for n in range(100)]
+    starts = [due_at(job_row(name=f"job {n}", jitter_seconds=30.0), tick) for n in range(100)]
     assert len(set(starts)) == 100
     assert min(starts) < tick + timedelta(seconds=10)
     assert max(starts) > tick + timedelta(seconds=20)

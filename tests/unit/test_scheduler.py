@@ -26,7 +26,7 @@ from service.scheduling.scheduler import MAX_SLEEP_SECONDS, Scheduler
 from service.scheduling.work import succeeded
 from tests.support.wait import eventually
 from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, with_job
-from tests.unit.support import moment
+from tests.unit.stories import moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from service.requests import NoOutcome
     from service.scheduling.calls import AgentClient
     from service.writing.writer import Writer
-    from tests.unit.support import Story
+    from tests.unit.stories import Story
 
 RUN = run_id(JOB, moment(60))
 

@@ -28,7 +28,7 @@ from eventstore.recorded import Recorded
 from eventstore.sealing import PERSONAL, key_of, needs_revealing, reveal, reveal_event
 from tests.unit import strategies
 from tests.unit.examples import EXAMPLES
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

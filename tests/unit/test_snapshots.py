@@ -21,8 +21,8 @@ from service.history.snapshots import InvalidSnapshot, distance, pack, unpack
 from service.memory.residence import RESIDENT
 from service.memory.squad import Squad
 from tests.support.squads import contents
+from tests.unit.stories import given
 from tests.unit.strategies import values_of
-from tests.unit.support import given
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy

@@ -13,7 +13,7 @@ from service import snapshotter as module
 from service.history import snapshots
 from service.memory.squad import Squad
 from service.snapshotter import RETRY_SECONDS, Snapshotter
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

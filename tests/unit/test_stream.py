@@ -20,7 +20,7 @@ from service.http import stream as module
 from service.http.chunks import SEND_BYTES
 from service.http.open_streams import OpenStreams
 from service.http.scope import set_caller
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,10 +86,10 @@ class FakeRequest:
 class TestReadingTheLog:
     @pytest.fixture(autouse=True)
     def _log(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.then_clock_recorded: Callable[[], None] = lambda: None
 
         async def read(*_: object) -> list[Recorded]:
-            self.meanwhile()
+            self.then_clock_recorded()
             return self.page
 
         monkeypatch.setattr(lookup, "read_filtered", read)
@@ -115,14 +115,14 @@ class TestReadingTheLog:
         def append() -> None:
             services.writer.squad.head.position = 20
 
-        self.meanwhile = append
+        self.then_clock_recorded = append
         assert await self.reached(services, 8) == ([8], HEAD)
 
     async def test_page_is_discarded_when_somebody_was_forgotten_meanwhile(self, services: Any) -> None:
         def forget() -> None:
             services.tail.forgotten += 1
 
-        self.meanwhile = forget
+        self.then_clock_recorded = forget
         assert await self.reached(services, 5, 6) == ([], 4)
 
     @pytest.mark.parametrize("error", [StoreBusy("the pool is exhausted"), StoreUnavailable("gone")])
@@ -132,7 +132,7 @@ class TestReadingTheLog:
         def fail() -> None:
             raise error
 
-        self.meanwhile = fail
+        self.then_clock_recorded = fail
         request: Any = FakeRequest()
         channel: Any = None
         page_sizer = PageSizer(3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from eventstore.recorded import Recorded
 from service import tail as module
 from service.tail import Tail
-from tests.unit.support import START
+from tests.unit.stories import START
 from tests.unit.tails import after
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from service.memory.squad import Squad
 from service.requests import CommandFailed
 from service.writing.batch import CLOCK_ACTOR, CLOCK_STEP, decide_batch
 from tests.unit.job_stories import claim, with_job
-from tests.unit.support import Story, given, moment
+from tests.unit.stories import Story, given, moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,14 +81,14 @@ def test_time_driven_events_precede_the_commands_of_the_batch() -> None:
     story = given(start_with_ttl(60))
     first = story.id
     story.when(start_with_ttl(60), at=60)
-    story.meanwhile(OperationExpired(operation_id=first, agent="ann"))
+    story.then_clock_recorded(OperationExpired(operation_id=first, agent="ann"))
     assert [recorded.type for recorded in story.recorded] == ["operation_expired", "operation_started"]
 
 
 def test_time_is_checked_at_most_once_per_clock_step() -> None:
     story = given(start_with_ttl(1)).given(PassTime(), at=0.9)
     checked_at = story.squad.checked_at
-    story.when(PassTime(), at=0.9 + STEP / 2).meanwhile()
+    story.when(PassTime(), at=0.9 + STEP / 2).then_clock_recorded()
     assert story.squad.checked_at == checked_at
     story.when(PassTime(), at=0.9 + STEP)
     assert [recorded.type for recorded in story.recorded] == ["operation_expired"]
@@ -234,7 +234,7 @@ class TestExpiredReservations:
 
 
 def test_pass_time_records_nothing_without_a_policy() -> None:
-    Story().when(PassTime(), at=3600).then_nothing().meanwhile()
+    Story().when(PassTime(), at=3600).then_nothing().then_clock_recorded()
 
 
 def test_pass_time_records_nothing_when_nothing_is_due() -> None:
@@ -292,7 +292,7 @@ class TestChecking:
         story = given(start_with_ttl(60), ReserveTokens(agent="ann", tokens=10, ttl_seconds=90))
         queried_tables.clear()
         for seconds in (1, 30, 59):
-            story.when(PassTime(), at=seconds).meanwhile()
+            story.when(PassTime(), at=seconds).then_clock_recorded()
         assert queried_tables == []
         story.when(PassTime(), at=60)
         assert queried_tables == [OPERATIONS.name] * 2
@@ -314,7 +314,7 @@ class TestChecking:
         )
         scanned_tables.clear()
         assert resting_agents(story.squad) == {"cyd", "dan"}
-        story.when(PassTime(), at=1).meanwhile()
+        story.when(PassTime(), at=1).then_clock_recorded()
         assert AGENTS.name not in scanned_tables
         story.when(Heartbeat(agent="bob"), at=2)
         assert resting_agents(story.squad) == resting_agents(story.squad.copy()) == {"bob", "cyd", "dan"}

@@ -17,7 +17,7 @@ from service.requests import NoOutcome, Outcome, Request, Stopping, Unavailable
 from service.scheduling import timekeeper
 from service.writing.batch import CLOCK_ACTOR
 from tests.support.wait import eventually
-from tests.unit.support import START, given
+from tests.unit.stories import START, given
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from service import views
 from service.commands import FinishOperation, RegisterAgent, StartOperation
 from service.memory.squad import Squad
 from tests.unit.job_stories import a_squad, claim, define
-from tests.unit.support import given
+from tests.unit.stories import given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

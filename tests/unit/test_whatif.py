@@ -21,7 +21,7 @@ from service.commands import (
 from service.whatif import OtherRules, report, shown
 from service.whatif.report import WHAT_IS_EXACT, Warned
 from tests.unit.job_stories import claim, with_job
-from tests.unit.support import START, Story, given, moment
+from tests.unit.stories import START, Story, given, moment
 from tests.unit.test_whatif_properties import simulate
 
 if TYPE_CHECKING:

@@ -18,15 +18,15 @@ from service.decide.rules import DEFAULT_WARNING_PERCENTS
 from service.history.folding import fold_page
 from service.memory.squad import Squad
 from service.whatif import OtherRules, Report, Simulation, report
-from tests.unit import lives
-from tests.unit.support import Story
+from tests.unit import generated_histories
+from tests.unit.stories import Story
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventstore.recorded import Recorded
 
-_LIFE = tuple[list[AnyCommand], lives.RandomHistory]
+_HISTORY = tuple[list[AnyCommand], generated_histories.RandomHistory]
 
 
 def simulate(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report:
@@ -36,21 +36,24 @@ def simulate(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Repo
     return simulation.end(len(log))
 
 
-@for_all(life=lives.every_life, share=st.floats(0, 1))
+@for_all(history=generated_histories.every_history, share=st.floats(0, 1))
 @settings(max_examples=150, deadline=None)
-def test_empty_rules_make_no_difference(life: _LIFE, share: float) -> None:
-    log = lives.lived(*life).log
+def test_empty_rules_make_no_difference(history: _HISTORY, share: float) -> None:
+    log = generated_histories.story_of(*history).log
     for after in (0, int(share * len(log))):
         found = simulate(log, OtherRules(), after)
         assert not found.is_different, found
         assert found.caveats() == []
 
 
-@for_all(life=lives.life_of_work | lives.life_of_spending, share=st.floats(0, 1))
+@for_all(
+    history=generated_histories.history_of_claims | generated_histories.history_of_usage,
+    share=st.floats(0, 1),
+)
 @settings(max_examples=100, deadline=None)
-def test_rules_that_repeat_the_policy_make_no_difference(life: _LIFE, share: float) -> None:
-    log = lives.lived(*life).log
-    [policy] = [command for command in life[0] if isinstance(command, SetPolicy)]
+def test_rules_that_repeat_the_policy_make_no_difference(history: _HISTORY, share: float) -> None:
+    log = generated_histories.story_of(*history).log
+    [policy] = [command for command in history[0] if isinstance(command, SetPolicy)]
     same = OtherRules(
         daily_tokens=policy.daily_tokens,
         agent_limits={"nobody": 1},
@@ -64,7 +67,7 @@ def test_rules_that_repeat_the_policy_make_no_difference(life: _LIFE, share: flo
 
 
 @for_all(
-    life=lives.every_life,
+    history=generated_histories.every_history,
     share=st.floats(0, 1),
     later=st.floats(0, 1),
     rules=st.builds(
@@ -76,9 +79,9 @@ def test_rules_that_repeat_the_policy_make_no_difference(life: _LIFE, share: flo
 )
 @settings(max_examples=80, deadline=None)
 def test_simulation_from_a_past_squad_equals_one_from_the_first_event(
-    life: _LIFE, share: float, later: float, rules: OtherRules
+    history: _HISTORY, share: float, later: float, rules: OtherRules
 ) -> None:
-    log = lives.lived(*life).log
+    log = generated_histories.story_of(*history).log
     start = int(share * len(log))
     after = start + int(later * (len(log) - start))
     squad = Squad()
@@ -168,13 +171,13 @@ def test_simulation_is_exact_for_requests_that_do_not_depend_on_answers(
     ]
 
 
-@for_all(life=lives.life_of_spending, factor=st.sampled_from((2, 10)))
+@for_all(history=generated_histories.history_of_usage, factor=st.sampled_from((2, 10)))
 @settings(max_examples=80, deadline=None)
 def test_first_difference_is_allowed_with_more_tokens_and_refused_with_fewer(
-    life: _LIFE, factor: int
+    history: _HISTORY, factor: int
 ) -> None:
-    log = lives.lived(*life).log
-    [policy] = [command for command in life[0] if isinstance(command, SetPolicy)]
+    log = generated_histories.story_of(*history).log
+    [policy] = [command for command in history[0] if isinstance(command, SetPolicy)]
     assert policy.daily_tokens
     more = simulate(log, OtherRules(daily_tokens=policy.daily_tokens * factor))
     assert [difference.instead for difference in more.differences[:1]] in ([], ["allowed"])
@@ -182,10 +185,12 @@ def test_first_difference_is_allowed_with_more_tokens_and_refused_with_fewer(
     assert [difference.instead for difference in fewer.differences[:1]] in ([], ["refused"])
 
 
-@for_all(life=lives.life_of_work)
+@for_all(history=generated_histories.history_of_claims)
 @settings(max_examples=80, deadline=None)
-def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_longer(life: _LIFE) -> None:
-    log = lives.lived(*life).log
+def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_longer(
+    history: _HISTORY,
+) -> None:
+    log = generated_histories.story_of(*history).log
     shorter = simulate(log, OtherRules(conflict_window_seconds=1.0))
     assert [difference.instead for difference in shorter.differences[:1]] in ([], ["allowed"])
     longer = simulate(log, OtherRules(conflict_window_seconds=3_000.0))
@@ -193,7 +198,7 @@ def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_lo
 
 
 @for_all(
-    life=lives.every_life,
+    history=generated_histories.every_history,
     rules=st.builds(
         OtherRules,
         daily_tokens=st.sampled_from((None, 0, 100, 5_000)),
@@ -204,8 +209,8 @@ def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_lo
     ),
 )
 @settings(max_examples=100, deadline=None)
-def test_totals_add_up_and_nothing_that_ended_stays_in_memory(life: _LIFE, rules: OtherRules) -> None:
-    story = lives.lived(*life)
+def test_totals_add_up_and_nothing_that_ended_stays_in_memory(history: _HISTORY, rules: OtherRules) -> None:
+    story = generated_histories.story_of(*history)
     story.when(PassTime(), at=story.now + timedelta(days=8))
     story.when(PassTime(), at=story.now + timedelta(days=8))
     simulation = Simulation(rules)

@@ -17,7 +17,7 @@ from service.requests import Request, Stopping
 from service.writing import writer as module
 from service.writing.writer import STALLED_AFTER_SECONDS, Writer
 from tests.support.wait import eventually
-from tests.unit.support import START
+from tests.unit.stories import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -37,7 +37,7 @@ class Vault:
                 self.senders[digest] = self._new_key()
         return Sealer(dict(self.senders), [], self._nonces(), self._new_key)
 
-    def load_absent(self, recorded: Iterable[Recorded]) -> None:
+    def destroy_forgotten(self, recorded: Iterable[Recorded]) -> None:
         """Destroy the keys that these events say are destroyed."""
         for row in recorded:
             if row.type == SubjectForgotten.type:

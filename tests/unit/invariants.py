@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 
-class Rules:
+class Invariants:
     """A resource has one holder, reservations keep to the budget, and refusals have a reason."""
 
     def __init__(self) -> None:

@@ -84,7 +84,7 @@ class Story:
         self.outcomes: list[Outcome | Exception] = []
         self.recorded: list[Recorded] = []
         """The events of the last batch, as stored."""
-        self.told: list[Recorded] = []
+        self.revealed: list[Recorded] = []
         """The same events, as far as they could be decrypted at that time."""
         self._now = START
         self._numbers = count(1)
@@ -164,12 +164,12 @@ class Story:
         assert self.events == list(events)
         return self
 
-    def meanwhile(self, *events: Event) -> Story:
+    def then_clock_recorded(self, *events: Event) -> Story:
         """Check that exactly these events were recorded because time had passed."""
         assert self.clock_events == list(events)
         return self
 
-    def replied(self, **fields: Any) -> Story:
+    def then_replied(self, **fields: Any) -> Story:
         """Check that the reply to the last command has these fields."""
         assert {name: self.reply.get(name) for name in fields} == fields
         return self
@@ -251,8 +251,8 @@ class Story:
     def _commit(self, draft: Draft, recorded: list[Recorded]) -> None:
         self.squad.merge(draft)
         self.log += recorded
-        self.recorded, self.told = recorded, self.vault.reveal(recorded)
-        self.vault.load_absent(recorded)
+        self.recorded, self.revealed = recorded, self.vault.reveal(recorded)
+        self.vault.destroy_forgotten(recorded)
 
     def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:
         """Return what `recall.read` would read from the log."""
@@ -273,7 +273,7 @@ class Story:
     def _decoded(self, *, by_the_clock: bool) -> list[Event]:
         return [
             self._with_placeholders(codec.decode(recorded))
-            for recorded in self.told
+            for recorded in self.revealed
             if (recorded.actor == CLOCK_ACTOR) == by_the_clock
         ]
 

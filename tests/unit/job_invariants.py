@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-class JobRules:
+class JobInvariants:
     """Every tick has one outcome or is buffered; a run has one holder at a time, and one end."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 
-class KeyRules:
+class KeyInvariants:
     """Every key is created once, first used at most once, and ends by expiry or revocation."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from eventstore import codec
 from service.commands import AnyCommand, ForgetSubject, RegisterAgent, SetPolicy, StartOrchestrator
 from service.requests import Answer, Request
 from tests.unit import strategies
-from tests.unit.support import Story
+from tests.unit.stories import Story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
 _ANSWER = Answer(200, {"done": True})
 
 
-def lives(
+def histories(
     commands: SearchStrategy[AnyCommand], pauses: Sequence[float] = LONG
 ) -> SearchStrategy[RandomHistory]:
     """Random histories of such commands."""
@@ -36,12 +36,13 @@ def lives(
     return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=5, max_size=25)
 
 
-any_life: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
-    strategies.first_policies.map(lambda policy: [policy, StartOrchestrator()]), lives(strategies.commands)
+any_history: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
+    strategies.first_policies.map(lambda policy: [policy, StartOrchestrator()]),
+    histories(strategies.commands),
 )
 """The first commands, and a history of all kinds of commands."""
 
-life_of_jobs: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
+history_of_jobs: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_jobs.map(
         lambda jobs: [
             SetPolicy(daily_tokens=1_000),
@@ -50,37 +51,37 @@ life_of_jobs: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples
             *jobs,
         ]
     ),
-    lives(strategies.jobs, SHORT),
+    histories(strategies.jobs, SHORT),
 )
 """A history of jobs that tick every minute or two."""
 
-life_of_work: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
+history_of_claims: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy]),
-    lives(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
+    histories(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
 )
 """A history of claims on a few resources."""
 
-life_of_spending: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
+history_of_usage: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy]),
-    lives(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
+    histories(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
 )
 """A history of token usage on a small budget."""
 
-every_life = st.one_of(any_life, life_of_jobs, life_of_work, life_of_spending)
+every_history = st.one_of(any_history, history_of_jobs, history_of_claims, history_of_usage)
 
 
-def lived(first: Sequence[AnyCommand], life: RandomHistory) -> Story:
+def story_of(first: Sequence[AnyCommand], life: RandomHistory) -> Story:
     """Return the story of a random history."""
     story = Story()
     known: defaultdict[str, list[str]] = defaultdict(list)
     numbers = iter(range(1_000_000))
     for pause_seconds, batch in [(0.0, list(first)), *life]:
-        commands = [strategies.aimed(command, known) for command in batch]
+        commands = [strategies.with_known_ids(command, known) for command in batch]
         until = story.now + timedelta(seconds=pause_seconds)
         for part in _split(commands):
             story.decide([_request(command, next(numbers)) for command in part], until)
             for recorded in story.recorded:
-                strategies.get_to_know(codec.decode(recorded), known)
+                strategies.collect_ids(codec.decode(recorded), known)
     return story
 
 
