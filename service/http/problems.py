@@ -73,6 +73,7 @@ OTHERS: Mapping[str, Kind] = MappingProxyType(
         "malformed_json": Kind(400, "The body is not valid JSON"),
         "validation_failed": Kind(422, "The request is not valid"),
         "not_found": Kind(404, "Not found"),
+        "run_not_found": Kind(404, "No such run"),
         "method_not_allowed": Kind(405, "The method is not allowed here"),
         "payload_too_large": Kind(413, "The body is too large"),
         "misdirected": Kind(421, "The Host header does not name this service"),

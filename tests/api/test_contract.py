@@ -61,8 +61,8 @@ A_LITTLE_AT_RANDOM = ("--phases=fuzzing", "--max-examples=5", "--exclude-checks=
 
 ON_WHAT_IS_THERE = {
     "agents": ("put_agents_name", "post_agents_name_heartbeat", "get_agents_name_inbox"),
-    "messages": ("post_messages_id_ack",),
-    "operations": ("post_operations_id_heartbeat", "post_operations_id_finish"),
+    "messages": ("get_messages_id", "post_messages_id_ack"),
+    "operations": ("get_operations_id", "post_operations_id_heartbeat", "post_operations_id_finish"),
     "reservations": ("post_budget_reservations_id_settle", "delete_budget_reservations_id"),
     "tasks": ("get_tasks_id", "patch_tasks_id"),
     "emails": ("get_emails_id", "patch_emails_id"),

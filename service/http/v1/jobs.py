@@ -13,7 +13,7 @@ from service import commands as do
 from service import views
 from service.http import answers, write_answers
 from service.http.context import Services, parse_command, parse_path, parse_query
-from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
+from service.http.lists import OneOf, PageByName, PageQuery, Query, one_row, page, page_of_rows
 from service.http.long_answers import Yielder
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
@@ -21,7 +21,7 @@ from service.http.route import Route, Write, write, write_of
 from service.http.scope import Scope
 from service.http.submitting import rendering
 from service.job_spec import JobSpec
-from service.values import Name
+from service.values import Id, Name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +84,10 @@ async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> li
 
 async def _runs(services: Services, request: web.Request) -> Reply:
     return await page_of_rows(services, request, RunQuery, jobs, RUNS, order="fencing_token")
+
+
+async def _one_run(services: Services, request: web.Request) -> Reply:
+    return await one_row(services, request, jobs, RUNS, "run_not_found", "run")
 
 
 def _define(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> do.DefineJob:
@@ -195,5 +199,17 @@ ROUTES = (
         query=RunQuery,
         answers={200: answers.page_of(answers.Run)},
         problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/runs/{id}",
+        summary="One run, or the outcome of a tick that had none",
+        tag="jobs",
+        scope=Scope.READ,
+        handler=_one_run,
+        query=Query,
+        path_types={"id": Id},
+        answers={200: answers.Run},
+        problems=("run_not_found", "not_yet"),
     ),
 )

@@ -12,15 +12,16 @@ from projections.messages import MESSAGES, messages
 from service import commands as do
 from service.http import answers, write_answers
 from service.http.context import Services, parse_path, parse_query
-from service.http.lists import PageQuery, page_of_rows, read_page
+from service.http.lists import PageQuery, Query, one_row, page_of_rows, read_page
 from service.http.reply import respond
 from service.http.route import Route, write
 from service.http.scope import Scope, own_agent, require_own
-from service.values import ExternalId, Name
+from service.values import ExternalId, Id, Name
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from projections.messages import MessageRow
     from service.http.reply import Reply
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -53,6 +54,17 @@ async def _list(services: Services, request: web.Request) -> Reply:
     return await page_of_rows(
         services, request, MessageQuery, messages, MESSAGES, conditions=OWN if mine else None, mine=mine
     )
+
+
+async def _one(services: Services, request: web.Request) -> Reply:
+    return await one_row(
+        services, request, messages, MESSAGES, "message_not_found", "message", check=_check_own
+    )
+
+
+def _check_own(row: MessageRow) -> None:
+    if row.to_agent is not None and row.from_agent != own_agent():
+        require_own(row.to_agent, f"message {row.id} is between other agents")
 
 
 async def _inbox(services: Services, request: web.Request) -> Reply:
@@ -102,6 +114,18 @@ ROUTES = (
         query=MessageQuery,
         answers={200: answers.page_of(answers.Message)},
         problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/messages/{id}",
+        summary="One message",
+        tag="messages",
+        scope=Scope.READ,
+        handler=_one,
+        query=Query,
+        path_types={"id": Id},
+        answers={200: answers.Message},
+        problems=("message_not_found", "not_yet", "wrong_agent"),
     ),
     Route(
         method="GET",

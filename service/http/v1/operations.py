@@ -10,11 +10,11 @@ from service import views
 from service.decide.operations import describe, find_conflict
 from service.http import answers, write_answers
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
-from service.http.lists import OneOf, PageQuery, page, page_of_rows
+from service.http.lists import OneOf, PageQuery, Query, one_row, page, page_of_rows
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
 from service.http.scope import Scope, require_own
-from service.values import Name
+from service.values import Id, Name
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -55,6 +55,10 @@ async def _list(services: Services, request: web.Request) -> Reply:
     rows = views.active_operations(squad) if agent is None else views.operations_of(squad, agent)
     shown = (row.asdict() for row in rows if row.fencing_token > query.after)
     return respond(200, page(shown, query.limit, "fencing_token"))
+
+
+async def _one(services: Services, request: web.Request) -> Reply:
+    return await one_row(services, request, operations, OPERATIONS, "operation_not_found", "operation")
 
 
 async def _conflicts(services: Services, request: web.Request) -> Reply:
@@ -116,6 +120,19 @@ ROUTES = (
         query=OperationQuery,
         answers={200: answers.page_of(answers.Operation)},
         problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        # A GET of /operations/check is not allowed, and must not pass for one of an id.
+        path="/api/v1/operations/{id:(?!check$)[^/]+}",
+        summary="One operation",
+        tag="operations",
+        scope=Scope.READ,
+        handler=_one,
+        query=Query,
+        path_types={"id": Id},
+        answers={200: answers.Operation},
+        problems=("operation_not_found", "not_yet"),
     ),
     Route(
         method="GET",
