@@ -95,7 +95,7 @@ def settle(state: State, command: SettleReservation, at: DecisionContext) -> Dec
     A past day raises no warnings: none of its budget can be saved any more.
     """
     row = state.rows(RESERVATIONS).get(command.reservation_id)
-    if refusal := _refusal_if_ended(row, command.reservation_id, at.now):
+    if refusal := refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
     prelude = ensure_active(state, row.agent, at)
@@ -114,7 +114,7 @@ def settle(state: State, command: SettleReservation, at: DecisionContext) -> Dec
 def release(state: State, command: ReleaseReservation, at: DecisionContext) -> Decision:
     """Release a reservation unused."""
     row = state.rows(RESERVATIONS).get(command.reservation_id)
-    if refusal := _refusal_if_ended(row, command.reservation_id, at.now):
+    if refusal := refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
     day = open_day(state)
@@ -206,7 +206,8 @@ def _denied(
     return Refused(refusal, [*prelude, NewEvent(event, caused_by=cause)])
 
 
-def _refusal_if_ended(row: ReservationRow | None, reservation_id: str, now: datetime) -> Refusal | None:
+def refusal_if_ended(row: ReservationRow | None, reservation_id: str, now: datetime) -> Refusal | None:
+    """Return why a reservation cannot be settled or released, if so."""
     if row is None:
         return Refusal("reservation_not_found", f"there is no reservation {reservation_id}")
     if row.state == "expired" or (row.state == "active" and row.expires_at <= now):

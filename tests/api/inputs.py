@@ -23,6 +23,7 @@ LISTS = (
     "operations",
     "operations?state=active",
     "conflicts",
+    "budget/reservations",
     "tasks",
     "emails",
     "events",

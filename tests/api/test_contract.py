@@ -63,7 +63,11 @@ ON_WHAT_IS_THERE = {
     "agents": ("put_agents_name", "post_agents_name_heartbeat", "get_agents_name_inbox"),
     "messages": ("get_messages_id", "post_messages_id_ack"),
     "operations": ("get_operations_id", "post_operations_id_heartbeat", "post_operations_id_finish"),
-    "reservations": ("post_budget_reservations_id_settle", "delete_budget_reservations_id"),
+    "reservations": (
+        "get_budget_reservations_id",
+        "post_budget_reservations_id_settle",
+        "delete_budget_reservations_id",
+    ),
     "tasks": ("get_tasks_id", "patch_tasks_id"),
     "emails": ("get_emails_id", "patch_emails_id"),
     "jobs": ("get_jobs_name", "post_jobs_name_run", "post_jobs_name_pause", "post_jobs_name_resume"),

@@ -27,6 +27,7 @@ async def _populate(api: Api, count: int) -> None:
         resources = {"emailId": f"e{number}"}
         await api.post("operations", agent="ada", action="respond", resources=resources)
         await api.post("operations", agent="bob", action="respond", resources=resources)
+        await api.post("budget/reservations", agent="ada", tokens=1)
         await api.post("tasks", title=f"t{number}")
         await api.post("emails", gmail_message_id=f"g{number}", from_email="c@example.com")
         await api.put(f"jobs/job-{number}", task="token_monitor", every="300d", overlap="allow_all")

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
+from projections.budgets import RESERVATIONS
 from service import commands as do
 from service import views
-from service.decide.budget import allowance
+from service.decide.budget import allowance, refusal_if_ended
+from service.history import recall
 from service.http import answers, write_answers
 from service.http.chunks import respond_long
-from service.http.context import Services, body_of, parse_command, parse_object, parse_query
-from service.http.lists import Query
-from service.http.problems import Problem
+from service.http.context import (
+    Services,
+    body_of,
+    parse_command,
+    parse_object,
+    parse_path,
+    parse_query,
+)
+from service.http.lists import PageQuery, Query, page
+from service.http.problems import Problem, from_refusal
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
 from service.http.scope import Scope, require_own
+from service.memory.draft import Draft
+from service.values import Id, Name
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from projections.budgets import ReservationRow
     from service.memory.state import State
+
+_ID: TypeAdapter[str] = TypeAdapter(Id)
+
+
+class ReservationQuery(PageQuery):
+    """Filters of the list of reservations."""
+
+    agent: Name | None = None
+    """Only this agent's reservations."""
 
 
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
@@ -37,6 +62,40 @@ async def _check(services: Services, request: web.Request) -> Reply:
     return respond(
         200, {"allowed": judged.denied is None, "reason": judged.denied, "remaining": judged.remaining}
     )
+
+
+async def _list(services: Services, request: web.Request) -> Reply:
+    query = parse_query(ReservationQuery, request)
+    await services.tables.wait_for_state(query.min_position)
+    now = services.clock.now()
+    rows = (
+        row
+        for row in services.writer.squad.all(RESERVATIONS)
+        if row.position > query.after and query.agent in (None, row.agent) and row.expires_at > now
+    )
+    selected = nsmallest(query.limit + 1, rows, key=attrgetter("position"))
+    return respond(200, page((row.asdict() for row in selected), query.limit))
+
+
+async def _one(services: Services, request: web.Request) -> Reply:
+    query = parse_query(Query, request)
+    id_ = parse_path(_ID, request, "id")
+    await services.tables.wait_for_state(query.min_position)
+    # One that has ended is not in memory any more; how it ended is answered as a settlement would be.
+    row = services.writer.squad.rows(RESERVATIONS).get(id_) or await _recalled(services, id_)
+    if refusal := refusal_if_ended(row, id_, services.clock.now()):
+        raise from_refusal(refusal, None)
+    assert row is not None
+    return respond(200, row.asdict())
+
+
+async def _recalled(services: Services, reservation_id: str) -> ReservationRow | None:
+    """Return a reservation that is not in memory, as the log has it."""
+    draft = Draft(services.writer.squad)
+    async with services.tables.connection() as connection:
+        history = await recall.read_revealed_streams(connection, [f"reservation-{reservation_id}"])
+    recall.fold(draft, history)
+    return draft.rows(RESERVATIONS).get(reservation_id)
 
 
 def _state_on_a_budget_day(services: Services) -> State:
@@ -82,6 +141,29 @@ ROUTES = (
         body=do.CheckBudget,
         answers={200: answers.BudgetChecked},
         problems=("wrong_agent",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/budget/reservations",
+        summary="Open reservations, oldest first",
+        tag="budget",
+        scope=Scope.READ,
+        handler=_list,
+        query=ReservationQuery,
+        answers={200: answers.page_of(answers.Reservation)},
+        problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/budget/reservations/{id}",
+        summary="One open reservation; of one that has ended, how it ended, as a settlement is told",
+        tag="budget",
+        scope=Scope.READ,
+        handler=_one,
+        query=Query,
+        path_types={"id": Id},
+        answers={200: answers.Reservation},
+        problems=("reservation_not_found", "reservation_expired", "reservation_ended", "not_yet"),
     ),
     write(
         "POST",
