@@ -144,10 +144,13 @@ async def read_one(connection: Connection, position: int) -> Recorded | None:
 
 
 async def read_filtered(
-    connection: Connection, after: int, limit: int, event_filter: Filter
+    connection: Connection, after: int, limit: int, event_filter: Filter, *, newest_first: bool = False
 ) -> list[Recorded]:
-    """Return the next events after `after` that match the filter, at most `limit`, in order."""
-    clauses = ["position > %(after)s"]
+    """Return the next events after `after` that match the filter, at most `limit`, in order.
+
+    With `newest_first`, they are those before `after`, in reverse.
+    """
+    clauses = ["position < %(after)s" if newest_first else "position > %(after)s"]
     if event_filter.type is not None:
         clauses.append("type = %(type)s")
     if event_filter.stream is not None:
@@ -159,7 +162,8 @@ async def read_filtered(
         clauses.append("position > position_at(%(since)s::timestamptz - interval '1 microsecond')")
     if event_filter.until is not None:
         clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
-    query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
+    order = "position DESC" if newest_first else "position"
+    query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
     return await select(connection, query, {**event_filter._asdict(), "after": after, "limit": limit})
 
 

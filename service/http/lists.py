@@ -1,24 +1,27 @@
-"""Lists from the read tables: paged by position, filtered by equality."""
+"""Lists from the read tables: paged by position in either direction, filtered by equality and by time."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import orjson
 from psycopg import sql
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from eventstore import lookup
 from projections import storage
 from service.http import json
 from service.http.context import parse_path, parse_query
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
-from service.values import Id, Name
+from service.values import Id, Moment, Name
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from eventstore.connection import Connection
     from projections.projection import Projection, Table
     from service.http.context import Services
 
@@ -35,6 +38,7 @@ _MAX_ENTRIES = 80
 Together with the first ones, that is the default limit of a page, plus one."""
 
 _MAX_POSITION = 2**63 - 1
+_MICROSECOND = timedelta(microseconds=1)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
 Position = Annotated[int, Field(ge=0, le=_MAX_POSITION)]
@@ -50,12 +54,34 @@ class Query(BaseModel):
 
 
 class PageQuery(Query):
-    """The query parameters of every list; further fields are filters by equality."""
+    """The query parameters of every list."""
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
     """The maximum number of entries on a page."""
     after: Position = 0
     """The `next` of the previous page."""
+
+
+class ListQuery(PageQuery):
+    """The query parameters of a list in the order of the log; further fields are filters by equality."""
+
+    order: Literal["asc", "desc"] = "asc"
+    """`desc` lists the newest entries first; `next` then leads to older ones."""
+    since: Moment | None = None
+    """Only entries that were first recorded at this time or later. In a URL, write the + of a time zone as
+    %2B."""
+    until: Moment | None = None
+    """Only entries that were first recorded before this time."""
+
+    @property
+    def newest_first(self) -> bool:
+        """Whether the list is read from its end."""
+        return self.order == "desc"
+
+    @property
+    def start(self) -> int:
+        """The position after which the page begins, or before which, if the newest come first."""
+        return self.after or (_MAX_POSITION if self.newest_first else 0)
 
 
 class PageByName(Query):
@@ -72,7 +98,7 @@ def _split(value: object) -> object:
 
 
 Fetch = Callable[[int, int], Awaitable[list[dict[str, Any]]]]
-"""Reads the entries of a list after a position, up to a maximum number."""
+"""Reads the entries that follow a position in a list, up to a maximum number."""
 
 E = TypeVar("E")
 OneOf = Annotated[
@@ -84,7 +110,7 @@ OneOf = Annotated[
 async def page_of_rows(
     services: Services,
     request: web.Request,
-    query_model: type[PageQuery],
+    query_model: type[ListQuery],
     projection: Projection,
     table: Table[Any, Any],
     *,
@@ -92,22 +118,25 @@ async def page_of_rows(
     conditions: sql.Composable | None = None,
     **parameters: Any,
 ) -> Reply:
-    """Answer with a page of a table, oldest first.
+    """Answer with a page of a table.
 
     Args:
         services: the running parts.
         request: the request, for its query string.
-        query_model: its fields beyond those of a page are columns to filter by.
+        query_model: its fields beyond those of every list are columns to filter by.
         projection: the projection that must cover `min_position`.
         table: the table to read.
-        order: the column that orders the list and that `after` refers to.
+        order: the column that orders the list and that `after` refers to: the position at which a row was
+            first recorded.
         conditions: further conditions.
         parameters: the parameters of `conditions`.
     """
     query = parse_query(query_model, request)
     named = query.model_dump(exclude_none=True)
-    filters = {name: value for name, value in named.items() if name not in PageQuery.model_fields}
-    clauses: list[sql.Composable] = [sql.SQL("{} > %(after)s").format(sql.Identifier(order))]
+    filters = {name: value for name, value in named.items() if name not in ListQuery.model_fields}
+    clauses: list[sql.Composable] = [
+        sql.SQL("{0} > %(low)s AND {0} < %(high)s").format(sql.Identifier(order))
+    ]
     for name, value in filters.items():
         if isinstance(value, tuple) and len(value) == 1:
             # An index yields the rows of one value in order; those of several must be sorted.
@@ -117,26 +146,40 @@ async def page_of_rows(
         clauses.append(sql.SQL(comparison).format(sql.Identifier(name), sql.Placeholder(name)))
     if conditions is not None:
         clauses.append(conditions)
-    where = sql.SQL("WHERE {} ORDER BY {} LIMIT %(limit)s").format(
-        sql.SQL(" AND ").join(clauses), sql.Identifier(order)
+    where = sql.SQL("WHERE {} ORDER BY {} {} LIMIT %(limit)s").format(
+        sql.SQL(" AND ").join(clauses),
+        sql.Identifier(order),
+        sql.SQL("DESC" if query.newest_first else "ASC"),
     )
     async with services.tables.covering(projection, query.min_position) as connection:
+        low, high = await _bounds(connection, query)
 
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-            values = {**parameters, "after": after, "limit": count}
-            rows = await storage.select(connection, table, where, values)
+            left = {"low": low, "high": after} if query.newest_first else {"low": after, "high": high}
+            rows = await storage.select(connection, table, where, {**parameters, **left, "limit": count})
             return [row.asdict() for row in rows]
 
-        shown = await read_page(fetch, query.after, query.limit, order)
+        start = min(query.start, high) if query.newest_first else max(query.start, low)
+        shown = await read_page(fetch, start, query.limit, order)
     return respond(200, shown)
+
+
+async def _bounds(connection: Connection, query: ListQuery) -> tuple[int, int]:
+    """Return the positions between which `since` and `until` are, both exclusive."""
+    low, high = 0, _MAX_POSITION
+    if query.since is not None:
+        low = await lookup.position_at(connection, query.since - _MICROSECOND)
+    if query.until is not None:
+        high = await lookup.position_at(connection, query.until - _MICROSECOND) + 1
+    return low, high
 
 
 async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position") -> dict[str, Any]:
     """Read a page in portions and return it in its envelope, cut short if it gets too large.
 
     Args:
-        fetch: reads the entries after a position.
-        after: the position after which the page begins.
+        fetch: reads the entries that follow a position in the list.
+        after: the position after which the page begins, in the order of the list.
         limit: the maximum number of entries.
         order: the field that `after` refers to.
     """

@@ -126,3 +126,35 @@ async def test_a_page_looks_at_little_more_than_it_shows(service: Service, looke
         shown = (await service.api.get(path)).expect(200)["items"]
         assert len(shown) == count, path
         assert max(looked_at) <= count + ALSO_LOOKED_AT, path
+
+
+async def test_a_page_looks_at_little_more_than_it_shows_when_the_newest_come_first(
+    service: Service, looked_at: list[int]
+) -> None:
+    await _one_of_each(service)
+    async with connected(service.dsn) as connection:
+        await _many(connection)
+    for path, count in (
+        ("operations?agent=seldom", 5),
+        ("operations?agent=often", 100),
+        ("operations?state=finished", 100),
+        ("operations?state=active", 1),
+        ("conflicts?agent=often", 100),
+        ("tasks", 100),
+        ("tasks?assigned_agent=seldom", 5),
+        ("tasks?status=completed", 100),
+        ("emails?handled_by=often", 100),
+        ("emails?status=sent", 100),
+        ("runs", 100),
+        ("runs?status=succeeded", 100),
+        ("runs?status=failed", 5),
+        ("runs?job=job", 100),
+        ("runs?job=job&since=2020-01-31T09:00:00Z", 100),
+        ("runs?job=job&until=2020-01-31T09:00:00Z", 0),
+    ):
+        looked_at.clear()
+        shown = (await service.api.get(f"{path}{'&' if '?' in path else '?'}order=desc")).expect(200)[
+            "items"
+        ]
+        assert len(shown) == count, path
+        assert max(looked_at) <= count + ALSO_LOOKED_AT, path

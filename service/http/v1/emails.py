@@ -10,7 +10,7 @@ from eventstore.events import EmailStatus
 from projections.emails import EMAILS, emails
 from service import commands as do
 from service.http import answers, write_answers
-from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
+from service.http.lists import ListQuery, OneOf, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.http.scope import Scope, own_agent, require_own
 from service.values import ExternalId, Id, Name
@@ -27,7 +27,7 @@ _OWN = sql.SQL("(handled_by = %(mine)s OR handled_by IS NULL)")
 """What an agent's key sees: the e-mails that the agent handles, and those that nobody handles yet."""
 
 
-class EmailQuery(PageQuery):
+class EmailQuery(ListQuery):
     """Filters of the e-mail log."""
 
     status: OneOf[EmailStatus] | None = None
@@ -67,7 +67,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/emails",
-        summary="E-mails, oldest first",
+        summary="E-mails, oldest or newest first",
         tag="emails",
         scope=Scope.READ,
         handler=_list,

@@ -11,14 +11,14 @@ from eventstore import log, lookup, sealing
 from service.channels import agent_of
 from service.http import answers
 from service.http.context import Services, parse_query
-from service.http.lists import PageQuery, Position, Query, read_page
+from service.http.lists import ListQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Media, Route
 from service.http.scope import Scope, own_agent, require_own
 from service.http.stream import stream
 from service.reading import PositionNotReached
-from service.values import Moment, Name
+from service.values import Name
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -31,7 +31,7 @@ Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,400}$")]
 """The stream of a stored answer has up to 318 characters: the key, its agent, and the index in a batch."""
 
 
-class EventQuery(PageQuery):
+class EventQuery(ListQuery):
     """Filters of the log."""
 
     type: EventType | None = None
@@ -40,10 +40,6 @@ class EventQuery(PageQuery):
     """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
     """Only this agent's events, such as its messages and claims."""
-    since: Moment | None = None
-    """Only events recorded at this time or later. In a URL, write the + of a time zone as %2B."""
-    until: Moment | None = None
-    """Only events recorded before this time."""
 
 
 class StreamQuery(Query):
@@ -74,11 +70,17 @@ async def _list(services: Services, request: web.Request) -> Reply:
     async with services.tables.connection() as connection:
 
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-            stored = await lookup.read_filtered(connection, after, count, event_filter)
+            stored = await lookup.read_filtered(
+                connection, after, count, event_filter, newest_first=query.newest_first
+            )
             return [show(recorded) for recorded in await sealing.reveal(connection, stored)]
 
-        shown = await read_page(fetch, query.after, query.limit)
-        if not shown["items"] and (ends_at := await log.head_position(connection)) < query.after:
+        shown = await read_page(fetch, query.start, query.limit)
+        if (
+            not shown["items"]
+            and not query.newest_first
+            and (ends_at := await log.head_position(connection)) < query.after
+        ):
             raise PositionNotReached(ends_at, ends_at)
     return respond(200, shown)
 
@@ -114,7 +116,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/events",
-        summary="The log, in order",
+        summary="The log, oldest or newest first",
         tag="events",
         scope=Scope.READ,
         handler=_list,

@@ -13,7 +13,7 @@ from service import commands as do
 from service import views
 from service.http import answers, write_answers
 from service.http.context import Services, parse_command, parse_path, parse_query
-from service.http.lists import OneOf, PageByName, PageQuery, Query, one_row, page, page_of_rows
+from service.http.lists import ListQuery, OneOf, PageByName, Query, one_row, page, page_of_rows
 from service.http.long_answers import Yielder
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
@@ -40,7 +40,7 @@ class RunNow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RunQuery(PageQuery):
+class RunQuery(ListQuery):
     """Filters of the list of runs."""
 
     job: Name | None = None
@@ -192,7 +192,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/runs",
-        summary="The outcome of every tick, oldest first",
+        summary="The outcome of every tick, oldest or newest first",
         tag="jobs",
         scope=Scope.READ,
         handler=_runs,

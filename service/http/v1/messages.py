@@ -12,7 +12,7 @@ from projections.messages import MESSAGES, messages
 from service import commands as do
 from service.http import answers, write_answers
 from service.http.context import Services, parse_path, parse_query
-from service.http.lists import PageQuery, Query, one_row, page_of_rows, read_page
+from service.http.lists import ListQuery, PageQuery, Query, one_row, page_of_rows, read_page
 from service.http.reply import respond
 from service.http.route import Route, write
 from service.http.scope import Scope, own_agent, require_own
@@ -38,7 +38,7 @@ OWN = sql.SQL("(from_agent = %(mine)s OR to_agent = %(mine)s OR to_agent IS NULL
 """What an agent's key sees: messages that the agent sent, and those to it or to all."""
 
 
-class MessageQuery(PageQuery):
+class MessageQuery(ListQuery):
     """Filters of the list of messages."""
 
     from_agent: Name | None = None
@@ -107,7 +107,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/messages",
-        summary="Messages, oldest first",
+        summary="Messages, oldest or newest first",
         tag="messages",
         scope=Scope.READ,
         handler=_list,

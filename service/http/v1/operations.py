@@ -10,7 +10,7 @@ from service import views
 from service.decide.operations import describe, find_conflict
 from service.http import answers, write_answers
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
-from service.http.lists import OneOf, PageQuery, Query, one_row, page, page_of_rows
+from service.http.lists import ListQuery, OneOf, Query, one_row, page, page_of_rows
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
 from service.http.scope import Scope, require_own
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
-class OperationQuery(PageQuery):
+class OperationQuery(ListQuery):
     """Filters of the list of operations."""
 
     state: OneOf[OperationState] | None = None
@@ -29,7 +29,7 @@ class OperationQuery(PageQuery):
     """Only this agent's operations."""
 
 
-class ConflictQuery(PageQuery):
+class ConflictQuery(ListQuery):
     """Filters of the list of conflicts."""
 
     agent: Name | None = None
@@ -45,7 +45,7 @@ async def _check(services: Services, request: web.Request) -> Reply:
 
 async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(OperationQuery, request)
-    if query.state != ("active",):
+    if query.state != ("active",) or query.newest_first or query.since or query.until:
         return await page_of_rows(
             services, request, OperationQuery, operations, OPERATIONS, order="fencing_token"
         )
@@ -113,7 +113,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/operations",
-        summary="Operations, oldest first",
+        summary="Operations, oldest or newest first",
         tag="operations",
         scope=Scope.READ,
         handler=_list,
@@ -137,7 +137,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/conflicts",
-        summary="Refused claims, oldest first",
+        summary="Refused claims, oldest or newest first",
         tag="operations",
         scope=Scope.READ,
         handler=_conflicts,

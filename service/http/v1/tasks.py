@@ -8,7 +8,7 @@ from eventstore.events import TaskPriority, TaskStatus
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service.http import answers, write_answers
-from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
+from service.http.lists import ListQuery, OneOf, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.http.scope import Scope
 from service.values import Id, Name
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.http.reply import Reply
 
 
-class TaskQuery(PageQuery):
+class TaskQuery(ListQuery):
     """Filters of the task board."""
 
     status: OneOf[TaskStatus] | None = None
@@ -43,7 +43,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/tasks",
-        summary="Tasks, oldest first",
+        summary="Tasks, oldest or newest first",
         tag="tasks",
         scope=Scope.READ,
         handler=_list,
