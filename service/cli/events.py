@@ -40,6 +40,7 @@ _VALUE_CHARACTERS = 60
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type, such as message_sent.")
 @click.option("--agent", metavar="NAME", help="Only events of this agent.")
 @click.option("--since", type=Moment(), help="Only events since this time: RFC 3339, or 15m, 2h, 1d ago.")
+@click.option("--until", type=Moment(), help="Only events before this time; not with --follow.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @target_options
 def events(
@@ -49,11 +50,14 @@ def events(
     type_: str | None,
     agent: str | None,
     since: datetime | None,
+    until: datetime | None,
     as_json: bool,
     target: Target,
 ) -> None:
     """Print the log."""
-    event_filter = lookup.Filter(type=type_, agent=agent, since=since)
+    if following and until is not None:
+        raise click.UsageError("--follow waits for new events, so it cannot be combined with --until")
+    event_filter = lookup.Filter(type=type_, agent=agent, since=since, until=until)
 
     async def work() -> None:
         async with open_squad(target) as (connection, chosen, found):
