@@ -1,4 +1,4 @@
-"""A client that holds every answer to what the API's document promises, and a service to point it at."""
+"""A client that checks every answer against the API's document, and a service to run it against."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _PATTERNS = [(route, re.compile(re.sub(r"\{\w+\}", "[^/]+", route.plain_path))) 
 
 
 class Answer(NamedTuple):
-    """What the service said."""
+    """An answer of the service."""
 
     status: int
     body: Any
     headers: Mapping[str, str]
 
     def expect(self, status: int, code: str | None = None) -> dict[str, Any]:
-        """The body, of an answer that must have this status and, where it is a problem, this code."""
+        """The body; fails unless the answer has this status and, if one is given, this problem code."""
         assert self.status == status, f"{self.status}, not {status}: {self.body}"
         if code is not None:
             assert self.body["code"] == code
@@ -54,34 +54,34 @@ class Answer(NamedTuple):
 
 
 class Api:
-    """Asks a service. A path without a slash in front of it is one of `/api/v1`."""
+    """A client of a service. A path without a leading slash is relative to `/api/v1`."""
 
     def __init__(self, session: aiohttp.ClientSession, key: str | None = None) -> None:
         self.session = session
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def with_key(self, key: str) -> Api:
-        """The same service, asked with a key."""
+        """A client of the same service that sends an API key."""
         return Api(self.session, key)
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None, /, **query: object) -> Answer:
-        """Reads."""
+        """Send a GET request."""
         return await self.ask("GET", path, headers=headers, query=query)
 
     async def post(self, path: str, headers: Mapping[str, str] | None = None, /, **body: object) -> Answer:
-        """Posts a body of these fields."""
+        """Send a POST request with a body of these fields."""
         return await self.ask("POST", path, body, headers=headers)
 
     async def put(self, path: str, /, **body: object) -> Answer:
-        """Puts a body of these fields."""
+        """Send a PUT request with a body of these fields."""
         return await self.ask("PUT", path, body)
 
     async def patch(self, path: str, /, **body: object) -> Answer:
-        """Patches with a body of these fields."""
+        """Send a PATCH request with a body of these fields."""
         return await self.ask("PATCH", path, body)
 
     async def delete(self, path: str) -> Answer:
-        """Deletes."""
+        """Send a DELETE request."""
         return await self.ask("DELETE", path)
 
     async def ask(
@@ -93,7 +93,7 @@ class Api:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, object] | None = None,
     ) -> Answer:
-        """Makes a request, and checks that the answer has the documented shape."""
+        """Send a request, and check that the answer is as documented."""
         target = path if path.startswith("/") else f"/api/v1/{path}"
         params = {name: str(value) for name, value in (query or {}).items()}
         async with self.session.request(
@@ -107,17 +107,17 @@ class Api:
 
 
 def assert_as_documented(method: str, path: str, answer: Answer) -> None:
-    """Fails unless status, content type and body are what the route table says."""
+    """Fail unless status, content type and body are those that the route table declares."""
     assert answer.status != 500, answer.body
     content_type = answer.headers["Content-Type"].partition(";")[0]
     route = _route(method, path)
-    promised = route.answers.get(answer.status) if route else None
-    if isinstance(promised, Media):
-        assert content_type == promised.content_type.partition(";")[0]
-    elif promised is not None:
+    declared = route.answers.get(answer.status) if route else None
+    if isinstance(declared, Media):
+        assert content_type == declared.content_type.partition(";")[0]
+    elif declared is not None:
         assert content_type == "application/json"
-        models = promised if isinstance(promised, tuple) else (promised,)
-        TypeAdapter(_one_of(models)).validate_python(answer.body)
+        models = declared if isinstance(declared, tuple) else (declared,)
+        TypeAdapter(_union(models)).validate_python(answer.body)
     elif route is not None and route.path == SEED_PATH:
         assert content_type == "application/json"
         details = SeedError.model_validate(answer.body).details
@@ -135,7 +135,7 @@ def assert_as_documented(method: str, path: str, answer: Answer) -> None:
         assert int(answer.headers["Retry-After"]) == answer.body["retry_after_seconds"] > 0
 
 
-def _one_of(models: tuple[type[Any], ...]) -> Any:
+def _union(models: tuple[type[Any], ...]) -> Any:
     union: Any = models[0]
     for model in models[1:]:
         union = union | model
@@ -155,19 +155,19 @@ class Service:
     dsn: str
     api: Api
     tasks: list[asyncio.Task[None]]
-    """What must not end: listener, projector, writer, timekeeper."""
+    """The tasks that must not end: listener, projector, writer, timekeeper."""
     stop: asyncio.Event
-    """Stops the service ahead of the block's end; requests that are under way see how that is done."""
+    """Set it to stop the service before the end of the block, with requests still in flight."""
 
     async def head(self) -> int:
-        """Where the log ends."""
+        """The position of the log's last event."""
         async with connected(self.dsn) as connection:
             return await log.head_position(connection)
 
 
 @contextlib.asynccontextmanager
 async def running_service(dsn: str, **settings: Any) -> AsyncIterator[Service]:
-    """A service for the time of a block."""
+    """Run a service for the duration of the block."""
     chosen = Settings(dsn=dsn, port=0, **{"reset_hour": far_from_now(), "seed_jobs": False, **settings})
     stop: asyncio.Event = asyncio.Event()
     started: asyncio.Future[tuple[str, list[asyncio.Task[None]]]] = asyncio.Future()
@@ -182,7 +182,7 @@ async def running_service(dsn: str, **settings: Any) -> AsyncIterator[Service]:
                 started.set_exception(error)
             raise
 
-    life = asyncio.create_task(serve())
+    server = asyncio.create_task(serve())
     try:
         url, tasks = await started
         connector = aiohttp.TCPConnector(limit=0)
@@ -190,12 +190,12 @@ async def running_service(dsn: str, **settings: Any) -> AsyncIterator[Service]:
             yield Service(url, dsn, Api(session), tasks, stop)
     finally:
         stop.set()
-        await life
+        await server
 
 
 @contextlib.contextmanager
 def unreachable(server: PostgresServer, dsn: str) -> Iterator[None]:
-    """The database lets nobody in for the time of a block, and those who are in are out."""
+    """Close all connections to the database and refuse new ones for the duration of the block."""
     name = conninfo_to_dict(dsn)["dbname"]
     assert isinstance(name, str)
     server.execute("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
@@ -210,5 +210,5 @@ def unreachable(server: PostgresServer, dsn: str) -> Iterator[None]:
 
 @functools.cache
 def far_from_now() -> int:
-    """An hour of the day at which no budget day begins while the tests run, and always the same one."""
+    """The hour at which budget days begin, the same for all tests: so late that none begins meanwhile."""
     return (datetime.now(UTC).hour + 12) % 24

@@ -1,4 +1,4 @@
-"""Agents: registered, seen, read from their inbox."""
+"""Agents: registration, heartbeats and lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tests.api.client import Api
 
 
-async def test_put_registers_an_agent_and_get_shows_it(api: Api) -> None:
+async def test_put_registers_agent_and_get_shows_it(api: Api) -> None:
     registered = (await api.put("agents/ada", role="writer", url="http://a.test/x", priority=3)).expect(200)
     assert registered["position"] > 0
     shown = (await api.get("agents/ada")).expect(200)
@@ -25,7 +25,7 @@ async def test_put_registers_an_agent_and_get_shows_it(api: Api) -> None:
     assert shown["last_active"].endswith("Z")
 
 
-async def test_put_again_changes_the_profile_and_keeps_the_id(api: Api) -> None:
+async def test_second_put_changes_profile_and_keeps_id(api: Api) -> None:
     first = (await api.put("agents/ada", role="writer")).expect(200)
     second = (await api.put("agents/ada", role="editor")).expect(200)
     assert (second["id"], second["role"]) == (first["id"], "editor")
@@ -45,36 +45,36 @@ async def test_put_again_changes_the_profile_and_keeps_the_id(api: Api) -> None:
         "http://a_b-c.test/%20?key=1",
     ],
 )
-async def test_an_agent_can_be_at_any_url(api: Api, url: str) -> None:
+async def test_agent_url_may_have_any_valid_form(api: Api, url: str) -> None:
     (await api.put("agents/ada", role="writer", url=url)).expect(200)
     assert (await api.get("agents/ada")).expect(200)["url"] == url
 
 
-async def test_putting_what_is_there_already_appends_nothing(api: Api) -> None:
+async def test_put_of_unchanged_profile_appends_nothing(api: Api) -> None:
     first = (await api.put("agents/ada", role="writer")).expect(200)
     assert (await api.put("agents/ada", role="writer")).expect(200)["position"] == first["position"]
 
 
-async def test_an_unknown_agent_is_not_found(api: Api) -> None:
+async def test_unknown_agent_is_not_found(api: Api) -> None:
     (await api.get("agents/nobody")).expect(404, "agent_not_found")
     (await api.post("agents/nobody/heartbeat")).expect(404, "agent_not_found")
 
 
 @pytest.mark.parametrize("status", ["active", "idle", "offline"])
-async def test_a_heartbeat_sets_the_status_it_names(api: Api, status: str) -> None:
+async def test_heartbeat_sets_given_status(api: Api, status: str) -> None:
     await api.put("agents/ada", role="writer")
     assert (await api.post("agents/ada/heartbeat", status=status)).expect(200)["status"] == status
     assert (await api.get("agents/ada")).expect(200)["status"] == status
 
 
-async def test_a_heartbeat_without_a_body_says_active(api: Api) -> None:
+async def test_heartbeat_without_body_sets_status_active(api: Api) -> None:
     await api.put("agents/ada", role="writer")
     beat = (await api.ask("POST", "agents/ada/heartbeat")).expect(200)
     assert beat["status"] == "active"
     assert beat["position"] > 0
 
 
-async def test_agents_are_listed_by_name_page_by_page(api: Api) -> None:
+async def test_agents_are_listed_by_name_in_pages(api: Api) -> None:
     for name in ("carol", "ada", "bob"):
         await api.put(f"agents/{name}", role="writer")
     first = (await api.get("agents", limit=2)).expect(200)
@@ -84,7 +84,7 @@ async def test_agents_are_listed_by_name_page_by_page(api: Api) -> None:
     assert second["next"] is None
 
 
-async def test_a_name_may_hold_a_slash_and_letters_of_any_language(api: Api) -> None:
+async def test_name_may_contain_special_characters_and_non_ascii_letters(api: Api) -> None:
     names = (("a/b", "a%2Fb"), ("Zoë", "Zo%C3%AB"), ("50%", "50%25"), ("{x}", "%7Bx%7D"), ("a b", "a%20b"))
     for name, encoded in names:
         async with api.session.put(

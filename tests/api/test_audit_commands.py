@@ -1,4 +1,4 @@
-"""`squad verify`, `checkpoint`, `export` and `import` as people type them."""
+"""`squad verify`, `checkpoint`, `export` and `import` as users type them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ALL_CHECKS = [*CHECKS, "tables", "indexes", "snapshots"]
 
 @pytest.fixture
 async def history(database: str) -> str:
-    """The DSN of a database with twelve events and the tables that follow from them."""
+    """The DSN of a database with twelve events, and read tables up to date with them."""
     async with connected(database) as connection:
         await some_history(connection)
     async with running(Projector(database, SCHEMA, Hints()).run()):
@@ -53,12 +53,12 @@ async def history(database: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are named without a folder."""
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in the test's folder, so that files can be named without one."""
     monkeypatch.chdir(tmp_path)
 
 
-_A_LOG_THAT_CANNOT_BE_READ_BEYOND_11 = """
+_LOG_UNREADABLE_AFTER_11 = """
     CREATE VIEW events AS
         SELECT position, id, stream, version, type, schema_version, data, actor, caused_by, correlation_id,
             CASE WHEN position = 12 THEN (1 / (position - 12))::text ELSE idempotency_key
@@ -69,14 +69,14 @@ _A_LOG_THAT_CANNOT_BE_READ_BEYOND_11 = """
 
 
 async def _squad(*arguments: str) -> Ended:
-    """Runs the command in this process, which is faster than in one of its own."""
+    """Run the command in this process, which is faster than starting another."""
     result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
     failed = result.exception is not None and not isinstance(result.exception, SystemExit)
     return Ended(result.exit_code, result.stdout, f"{result.exception}\n" if failed else result.stderr)
 
 
 def _complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which the command fails."""
+    """The one line that the command prints to stderr when it fails."""
     monkeypatch.setattr(sys, "argv", ["squad", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -85,11 +85,11 @@ def _complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return Ended(ended.value.code, printed.out, printed.err).complaint()
 
 
-def _names(folder: Path) -> list[str]:
+def _file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def _live(service: Service) -> None:
+async def _populate(service: Service) -> None:
     await service.api.put("agents/ada", role="writer")
     for number in range(20):
         await service.api.post("messages", from_agent="ada", message=f"message {number}")
@@ -97,14 +97,16 @@ async def _live(service: Service) -> None:
 
 
 class TestVerify:
-    async def test_of_a_squad_that_works_says_what_holds(self, service: Service, tmp_path: Path) -> None:
-        await _live(service)
+    async def test_reports_that_all_checks_hold_for_running_squad(
+        self, service: Service, tmp_path: Path
+    ) -> None:
+        await _populate(service)
         await eventually(partial(projected_to_head, service.dsn))
         lines = (await _squad("verify", "--dsn", service.dsn)).lines()
         assert [line.split()[:2] for line in lines] == [["holds", name] for name in ALL_CHECKS]
         assert lines[0].endswith(f"1 to {await service.head()}, none is missing")
 
-    async def test_as_json_is_one_object(self, history: str, tmp_path: Path) -> None:
+    async def test_json_output_is_one_object(self, history: str, tmp_path: Path) -> None:
         [line] = (await _squad("verify", "--json", "--dsn", history)).lines()
         found = json.loads(line)
         assert found["holds"] is True
@@ -113,17 +115,15 @@ class TestVerify:
         async with connected(history) as connection:
             assert found["hash"] == (await log.head(connection)).hash.hex()
 
-    async def test_tells_of_tables_and_indexes_that_are_gone_and_of_all_the_rest(
-        self, history: str
-    ) -> None:
+    async def test_reports_missing_tables_and_indexes_with_all_other_checks(self, history: str) -> None:
         async with connected(history) as connection:
             await connection.execute("DROP TABLE squad_message_acks; DROP INDEX squad_messages_from")
         ended = await _squad("verify", "--dsn", history)
         assert ended.code == 1
-        told = {line.split()[1]: line for line in ended.output.splitlines()}
-        assert list(told) == ALL_CHECKS
-        assert told["tables"].endswith(f"squad_message_acks at position {EVENTS}: it does not exist")
-        assert told["indexes"].endswith(
+        reported = {line.split()[1]: line for line in ended.output.splitlines()}
+        assert list(reported) == ALL_CHECKS
+        assert reported["tables"].endswith(f"squad_message_acks at position {EVENTS}: it does not exist")
+        assert reported["indexes"].endswith(
             "squad_message_acks_pkey of squad_message_acks is missing or not valid (and 1 more)"
         )
         assert (await _squad("replay", "--dsn", history)).code == 0
@@ -137,7 +137,7 @@ class TestVerify:
         ]
         assert line == "FAILS  indexes     events_by_type of events is missing or not valid (and 2 more)"
 
-    async def test_names_the_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
+    async def test_names_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
             await forge(
                 connection, "UPDATE events SET actor = E'mal\\x1b[31mlory' WHERE position IN (4, 6, 9)"
@@ -155,9 +155,7 @@ class TestVerify:
         assert tables.endswith("has message 'lies', the log says 'message 8' (1 changed)")
         assert [line for line in lines if not line.startswith("holds")] == [chain, tables]
 
-    async def test_names_a_snapshot_that_is_not_what_the_log_gives(
-        self, history: str, tmp_path: Path
-    ) -> None:
+    async def test_names_snapshot_that_differs_from_fold_of_log(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
             squad = await restore(connection)
             agents: Any = squad.tables[AGENTS.name]
@@ -169,7 +167,7 @@ class TestVerify:
         [line] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
         assert line.startswith(f"FAILS  snapshots   position {EVENTS}: squad_agents differs from the fold")
 
-    async def test_as_json_names_them_as_well(self, history: str, tmp_path: Path) -> None:
+    async def test_json_output_names_bad_positions_and_rows(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
             await forge(connection, "UPDATE events SET version = 7 WHERE position = 7")
             await connection.execute("DELETE FROM squad_messages WHERE position = 8")
@@ -182,17 +180,17 @@ class TestVerify:
         [difference] = found["differences"]
         assert (difference["table"], difference["kind"]) == ("squad_messages", "missing")
 
-    async def test_may_leave_the_tables_out(self, history: str, tmp_path: Path) -> None:
+    async def test_no_tables_option_skips_checks_of_tables(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
             await connection.execute("DELETE FROM squad_messages")
         lines = (await _squad("verify", "--no-tables", "--dsn", history)).lines()
         assert [line.split()[1] for line in lines] == CHECKS
 
     @pytest.mark.parametrize("command", ["verify", "replay"])
-    async def test_of_a_server_that_takes_no_writes_says_so_at_once(
+    async def test_verify_and_replay_report_read_only_server_at_once(
         self, history: str, tmp_path: Path, command: str
     ) -> None:
-        """A standby is one."""
+        """As on a standby."""
         dsn = make_conninfo(history, options="-c default_transaction_read_only=on")
         complaint = (await _squad(command, "--dsn", dsn)).complaint()
         assert complaint.startswith("the database accepts no writes: it is a standby, or ")
@@ -200,7 +198,7 @@ class TestVerify:
         lines = (await _squad("verify", "--no-tables", "--dsn", dsn)).lines()
         assert [line.split()[1] for line in lines] == CHECKS
 
-    async def test_of_a_log_that_cannot_be_folded_says_so(self, history: str, tmp_path: Path) -> None:
+    async def test_reports_log_that_cannot_be_folded(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
             await forge(connection, "DELETE FROM events WHERE position = 5")
         ended = await _squad("verify", "--dsn", history)
@@ -218,7 +216,7 @@ class TestVerify:
             ("data = NULL WHERE position = 6", ""),
         ],
     )
-    async def test_tells_what_it_found_whatever_keeps_the_log_from_being_folded(
+    async def test_reports_bad_position_also_when_log_cannot_be_folded(
         self, history: str, tmp_path: Path, change: LiteralString, place: str
     ) -> None:
         async with connected(history) as connection:
@@ -233,11 +231,9 @@ class TestVerify:
 
 
 class TestCheckpoint:
-    async def test_shows_that_the_log_was_cut_off_or_written_anew(
-        self, history: str, tmp_path: Path
-    ) -> None:
+    async def test_shows_that_log_was_truncated_or_rewritten(self, history: str, tmp_path: Path) -> None:
         made = (await _squad("checkpoint", "--new-key", "squad.key")).lines()
-        assert _names(tmp_path) == ["squad.key", "squad.key.pub"]
+        assert _file_names(tmp_path) == ["squad.key", "squad.key.pub"]
         dsn = ("--dsn", history)
         assert (await _squad("checkpoint", "--key", "squad.key", "--out", "c.json", *dsn)).lines() == []
         assert json.loads((tmp_path / "c.json").read_text())["public_key"] in made[0]
@@ -248,9 +244,9 @@ class TestCheckpoint:
             await forge(connection, "DELETE FROM events WHERE position > 10")
             cut = await _squad("verify", *pinned)
             await hash_anew(connection)
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            await scribe.append(*(said("instead") for _ in range(2)))
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            await log_writer.append(*(said("instead") for _ in range(2)))
             await write_anew(connection)
         anew = await _squad("verify", *pinned)
         for ended, place, why in (
@@ -262,7 +258,7 @@ class TestCheckpoint:
             assert fault.startswith(f"FAILS  checkpoint  position {place}: c.json, signed ")
             assert fault.endswith(why)
 
-    async def test_without_a_public_key_it_is_said_that_anybody_may_have_signed(
+    async def test_verify_warns_that_signer_is_unknown_without_public_key(
         self, history: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SQUAD_CHECKPOINT_KEY", "squad.key")
@@ -272,7 +268,9 @@ class TestCheckpoint:
         lines = (await _squad("verify", "--checkpoint", "c.json", "--no-tables", "--dsn", history)).lines()
         assert lines[-1] == ("any key may have signed the checkpoints; name yours with --public-key")
 
-    async def test_several_are_all_held_against_the_log(self, history: str, tmp_path: Path) -> None:
+    async def test_verify_checks_log_against_all_given_checkpoints(
+        self, history: str, tmp_path: Path
+    ) -> None:
         await _squad("checkpoint", "--new-key", "squad.key")
         arguments = ["--no-tables", "--dsn", history]
         for name in ("a.json", "b.json"):
@@ -281,7 +279,7 @@ class TestCheckpoint:
         lines = (await _squad("verify", *arguments)).lines()
         assert [line.split()[2] for line in lines[-3:-1]] == ["a.json,", "b.json,"]
 
-    async def test_of_a_log_that_does_not_hold_is_not_signed(self, history: str, tmp_path: Path) -> None:
+    async def test_invalid_log_is_not_signed(self, history: str, tmp_path: Path) -> None:
         await _squad("checkpoint", "--new-key", "squad.key")
         async with connected(history) as connection:
             await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
@@ -292,7 +290,7 @@ class TestCheckpoint:
         )
         assert not (tmp_path / "c.json").exists()
 
-    async def test_of_an_empty_log_is_not_signed(self, database: str, tmp_path: Path) -> None:
+    async def test_empty_log_is_not_signed(self, database: str, tmp_path: Path) -> None:
         await _squad("checkpoint", "--new-key", "squad.key")
         ended = await _squad("checkpoint", "--key=squad.key", "--dsn", database)
         assert ended.complaint() == "nothing was signed, because the log is empty"
@@ -314,7 +312,7 @@ class TestCheckpoint:
         ],
         ids=str,
     )
-    def test_what_cannot_be_used_is_one_clear_line(
+    def test_invalid_keys_checkpoints_and_options_are_reported_in_one_line(
         self,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -329,17 +327,17 @@ class TestCheckpoint:
         good = checkpoint.sign(checkpoint.private_key(tmp_path / "a"), new_id(), head, datetime.now(UTC))
         (tmp_path / "c").write_text(good.to_json())
         (tmp_path / "bad").write_text(good.to_json().replace('"position": 12', '"position": 2'))
-        before = _names(tmp_path)
+        before = _file_names(tmp_path)
         assert complaint in _complaint(monkeypatch, capsys, *arguments)
-        assert _names(tmp_path) == before
+        assert _file_names(tmp_path) == before
 
 
 class TestExportAndImport:
     @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
-    async def test_give_the_same_squad_again(
+    async def test_import_of_export_restores_squad(
         self, service: Service, empty_database: str, tmp_path: Path, name: str
     ) -> None:
-        await _live(service)
+        await _populate(service)
         head = await service.head()
         lines = (await _squad("export", name, "--dsn", service.dsn)).lines()
         assert lines == [f"exported {head} events, up to position {head}"]
@@ -357,7 +355,9 @@ class TestExportAndImport:
             await again.api.post("messages", from_agent="ada", message="it goes on")
             assert await again.head() > head
 
-    async def test_go_through_a_pipe(self, history: str, empty_database: str, tmp_path: Path) -> None:
+    async def test_export_can_be_piped_into_import(
+        self, history: str, empty_database: str, tmp_path: Path
+    ) -> None:
         export = shlex.join([str(SQUAD), "export", "-", "--dsn", history])
         command = f"{export} | {shlex.join([str(SQUAD), 'import', '-', '--dsn', empty_database])}"
         ended = await end(await start(tmp_path, "-c", command, command="/bin/sh"))
@@ -365,12 +365,12 @@ class TestExportAndImport:
         assert ended.output.startswith("imported 12 events")
         assert ended.errors == "exported 12 events, up to position 12\n"
 
-    async def test_write_the_same_file_each_time(self, history: str, tmp_path: Path) -> None:
+    async def test_compressed_export_is_the_same_file_each_time(self, history: str, tmp_path: Path) -> None:
         for name in ("a.gz", "b.gz"):
             await _squad("export", name, "--dsn", history)
         assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
-    async def test_parts_are_written_as_asked(
+    async def test_export_writes_given_range_and_import_needs_the_beginning(
         self, history: str, empty_database: str, tmp_path: Path
     ) -> None:
         async def exported(*arguments: str) -> list[int]:
@@ -387,7 +387,7 @@ class TestExportAndImport:
         await _squad("import", "part", "--dsn", empty_database)
         assert len(await assert_log_is_sound(empty_database)) == 4
 
-    async def test_as_cloud_events_is_one_a_line(self, history: str, tmp_path: Path) -> None:
+    async def test_cloudevents_export_has_one_event_per_line(self, history: str, tmp_path: Path) -> None:
         arguments = ("export", "events", "--format", "cloudevents", "--dsn", history)
         await _squad(*arguments)
         found = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
@@ -395,7 +395,7 @@ class TestExportAndImport:
         assert {event["source"] for event in found} == {f"urn:uuid:{found[0]['id']}"}
         assert found[1]["data"]["message"] == "message 2"
 
-    async def test_of_a_log_that_does_not_hold_is_written_and_said(
+    async def test_export_of_invalid_log_is_written_and_reported_as_not_importable(
         self, history: str, empty_database: str, tmp_path: Path
     ) -> None:
         async with connected(history) as connection:
@@ -409,23 +409,23 @@ class TestExportAndImport:
         ended = await _squad("import", "log", "--dsn", empty_database)
         assert "nothing was imported: line 5: its hash does not match" in ended.complaint()
 
-    async def test_an_export_that_fails_leaves_what_was_there(self, history: str, tmp_path: Path) -> None:
+    async def test_failed_export_leaves_existing_file_unchanged(self, history: str, tmp_path: Path) -> None:
         await _squad("export", "log", "--dsn", history)
         before = (tmp_path / "log").read_bytes()
         async with connected(history) as connection:
             await connection.execute("ALTER TABLE events RENAME TO those_stored")
-            await connection.execute(_A_LOG_THAT_CANNOT_BE_READ_BEYOND_11)
+            await connection.execute(_LOG_UNREADABLE_AFTER_11)
         assert "division by zero" in (await _squad("export", "log", "--dsn", history)).complaint()
         assert (tmp_path / "log").read_bytes() == before
-        assert _names(tmp_path) == ["log"]
+        assert _file_names(tmp_path) == ["log"]
 
-    async def test_a_log_whose_tables_cannot_follow_is_refused(
+    async def test_import_refuses_log_that_tables_cannot_apply(
         self, history: str, empty_database: str
     ) -> None:
         async with connected(history) as connection:
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            await scribe.append(said("by nobody we know", agent="mallory"))
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            await log_writer.append(said("by nobody we know", agent="mallory"))
         await _squad("export", "log", "--dsn", history)
         complaint = (await _squad("import", "log", "--dsn", empty_database)).complaint()
         assert complaint.startswith("nothing was imported: line 14: the tables cannot apply it: ")
@@ -433,13 +433,13 @@ class TestExportAndImport:
         assert await assert_log_is_sound(empty_database) == []
         await assert_tables_equal_fold(empty_database)
 
-    async def test_an_import_into_a_squad_that_works_is_refused(self, service: Service) -> None:
+    async def test_import_refuses_squad_that_has_events(self, service: Service) -> None:
         await _squad("export", "log", "--dsn", service.dsn)
         before = await service.head()
         ended = await _squad("import", "log", "--dsn", service.dsn)
         assert f"the squad is not new, its log ends at position {before}" in ended.complaint()
 
-    async def test_of_two_imports_at_once_one_wins(
+    async def test_only_one_of_concurrent_imports_succeeds(
         self, history: str, empty_database: str, tmp_path: Path
     ) -> None:
         await squad(tmp_path, "export", "log", "--dsn", history)
@@ -453,9 +453,7 @@ class TestExportAndImport:
         assert len(await assert_log_is_sound(empty_database)) == EVENTS
         await assert_tables_equal_fold(empty_database)
 
-    async def test_makes_the_embedded_database_where_there_is_none(
-        self, history: str, tmp_path: Path
-    ) -> None:
+    async def test_import_creates_missing_embedded_database(self, history: str, tmp_path: Path) -> None:
         await squad(tmp_path, "export", "log", "--dsn", history)
         with new_data_folder() as folder:
             imported = await squad(tmp_path, "import", "log", "--data", str(folder / "new"))
@@ -480,7 +478,7 @@ class TestExportAndImport:
         ],
         ids=str,
     )
-    def test_what_cannot_be_is_one_clear_line_and_leaves_nothing(
+    def test_invalid_input_is_reported_in_one_line_and_leaves_no_files(
         self,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -492,9 +490,9 @@ class TestExportAndImport:
         (tmp_path / "text").write_text("hello")
         (tmp_path / "text.gz").write_text("hello")
         (tmp_path / "half.gz").write_bytes(gzip.compress(b"hello\n" * 1_000)[:20])
-        before = _names(tmp_path)
+        before = _file_names(tmp_path)
         assert complaint in _complaint(monkeypatch, capsys, *arguments)
-        assert _names(tmp_path) == before
+        assert _file_names(tmp_path) == before
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
@@ -504,8 +502,8 @@ class TestExportAndImport:
         ],
         ids=str,
     )
-    async def test_what_cannot_be_exported_is_one_clear_line(
+    async def test_impossible_export_is_reported_in_one_line_and_leaves_no_files(
         self, history: str, tmp_path: Path, arguments: tuple[str, ...], complaint: str
     ) -> None:
         assert complaint in (await _squad(*arguments, "--dsn", history)).complaint()
-        assert _names(tmp_path) == []
+        assert _file_names(tmp_path) == []

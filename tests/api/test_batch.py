@@ -62,7 +62,7 @@ async def test_commands_are_decided_in_order(api: Api) -> None:
 
 
 async def _large_email(api: Api) -> str:
-    """The id of an e-mail that each change of it repeats."""
+    """The id of a new e-mail of 500 KB, all of which every answer to a change repeats."""
     email = await api.post(
         "emails", gmail_message_id="m", from_email="a@b.test", payload={"text": "x" * 500_000}
     )
@@ -70,28 +70,28 @@ async def _large_email(api: Api) -> str:
 
 
 @pytest.fixture
-def soon_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little counts as large. Much takes long on a busy machine, the longer where it is encrypted."""
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send even small answers in chunks: large ones are slow, above all if they are encrypted."""
     monkeypatch.setattr(batch, "PAGE_BYTES", 100_000)
 
 
-@pytest.mark.usefixtures("soon_in_pieces")
-async def test_answers_that_are_large_together_leave_in_pieces(api: Api) -> None:
-    """A small batch can have an answer, and events, a thousand times as large."""
+@pytest.mark.usefixtures("small_pages")
+async def test_large_answer_is_sent_in_chunks(api: Api) -> None:
+    """The answer and the events of a small batch can be a thousand times as large as the request."""
     email = await _large_email(api)
     statuses = ["classified", "sent"] * 2
     changes = [_write("PATCH", f"emails/{email}", status=status) for status in statuses]
-    respond_in_chunks = await api.post("batch", commands=changes)
-    assert respond_in_chunks.headers["Transfer-Encoding"] == "chunked"
-    results = respond_in_chunks.expect(200)["results"]
+    chunked = await api.post("batch", commands=changes)
+    assert chunked.headers["Transfer-Encoding"] == "chunked"
+    results = chunked.expect(200)["results"]
     assert [result["body"]["status"] for result in results] == statuses
     assert {len(result["body"]["payload"]["text"]) for result in results} == {500_000}
     answer = await api.post("batch", commands=[_message("still here")])
     assert answer.expect(200)["results"][0]["status"] == 201
 
 
-@pytest.mark.usefixtures("soon_in_pieces")
-async def test_a_client_that_does_not_take_a_large_answer_is_dropped(
+@pytest.mark.usefixtures("small_pages")
+async def test_client_that_does_not_read_large_answer_is_dropped(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "SEND_SECONDS", 0.2)
@@ -100,41 +100,41 @@ async def test_a_client_that_does_not_take_a_large_answer_is_dropped(
     changes = [_write("PATCH", f"emails/{email}", status=status) for status in statuses]
     body = orjson.dumps({"commands": changes})
     address = urlsplit(service.url)
-    with socket.socket() as deaf:
-        # The system takes as little as possible on its behalf, and sends as little ahead.
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
-        deaf.connect((address.hostname, address.port))
+    with socket.socket() as client:
+        # Have the kernel buffer as little of the answer as possible.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        client.connect((address.hostname, address.port))
         head = (
             "POST /api/v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        deaf.sendall(head.encode() + body)
+        client.sendall(head.encode() + body)
         await eventually(partial(_is_answered, service))
-        deaf.settimeout(10)
+        client.settimeout(10)
         taken = 0
         with contextlib.suppress(ConnectionResetError):
-            while chunk := await asyncio.to_thread(deaf.recv, 2**20):
+            while chunk := await asyncio.to_thread(client.recv, 2**20):
                 taken += len(chunk)
     assert taken < len(statuses) * 500_000
 
 
-@pytest.mark.usefixtures("soon_in_pieces")
-async def test_a_client_that_does_not_take_the_end_of_it_is_dropped_too(
+@pytest.mark.usefixtures("small_pages")
+async def test_client_that_does_not_read_end_of_large_answer_is_dropped(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "SEND_SECONDS", 1.0)
-    ends = web.StreamResponse.write_eof
+    write_eof = web.StreamResponse.write_eof
     has_waited = asyncio.Event()
 
-    async def waits_for_room(self: web.StreamResponse, data: bytes = b"") -> None:
-        """What aiohttp does where the end is behind more than a client has taken."""
+    async def wait_for_room(self: web.StreamResponse, data: bytes = b"") -> None:
+        """Wait once, as aiohttp does when the client has not read enough of the answer."""
         if not has_waited.is_set():
             has_waited.set()
             await asyncio.Event().wait()
-        await ends(self, data)
+        await write_eof(self, data)
 
-    monkeypatch.setattr(web.StreamResponse, "write_eof", waits_for_room)
+    monkeypatch.setattr(web.StreamResponse, "write_eof", wait_for_room)
     email = await _large_email(api)
     changes = [_write("PATCH", f"emails/{email}", status=status) for status in ["classified", "sent"] * 2]
     with pytest.raises(aiohttp.ClientError):
@@ -143,30 +143,30 @@ async def test_a_client_that_does_not_take_the_end_of_it_is_dropped_too(
 
 
 async def _is_answered(service: Service) -> bool:
-    """Whether the service is done with the batch."""
+    """Whether the service has answered the batch."""
     async with service.api.session.get("/metrics") as response:
         shown = await response.text()
     return 'squad_http_requests_total{route="/api/v1/batch",status="200"} 1.0' in shown
 
 
-def _raised() -> list[Problem]:
+def _raised_problems() -> list[Problem]:
     return [item for item in gc.get_objects() if isinstance(item, Problem) and item.__traceback__]
 
 
-async def test_of_those_that_are_wrong_nothing_stays_in_memory(api: Api) -> None:
-    """An exception and what holds it are a circle, in which the whole body stays."""
+async def test_invalid_commands_leave_nothing_in_memory(api: Api) -> None:
+    """An exception in a reference cycle would keep the whole body in memory."""
     gc.collect()
     gc.disable()
     try:
         results = await _batch(api, _write("POST", "nowhere"), _write("POST", "messages"), _message("m"))
         assert [result["status"] for result in results] == [404, 422, 201]
         (await api.post("messages", from_agent="ada")).expect(422)
-        await eventually(lambda: not _raised())
+        await eventually(lambda: not _raised_problems())
     finally:
         gc.enable()
 
 
-async def test_one_that_is_refused_or_wrong_does_not_stop_the_rest(api: Api) -> None:
+async def test_refused_or_invalid_command_does_not_stop_the_others(api: Api) -> None:
     results = await _batch(
         api,
         _message("first"),
@@ -197,13 +197,13 @@ async def test_one_that_is_refused_or_wrong_does_not_stop_the_rest(api: Api) -> 
     assert [item["message"] for item in listed] == ["first", "last"]
 
 
-async def test_a_path_means_what_it_means_alone(api: Api) -> None:
+async def test_path_of_command_is_decoded_like_path_of_request(api: Api) -> None:
     [result] = await _batch(api, _write("PUT", "agents/a%2Fb%20c", role="writer"))
     assert result["body"]["name"] == "a/b c"
 
 
 @pytest.mark.parametrize("letter", ["x", "ж", "漢", "😀"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
-async def test_whoever_can_be_named_alone_can_be_named_in_a_batch(api: Api, letter: str) -> None:
+async def test_path_of_command_may_have_an_agent_name_of_maximum_length(api: Api, letter: str) -> None:
     name = letter * MAX_NAME_CHARACTERS
     (await api.put(f"agents/{quote(name)}", role="writer")).expect(200)
     [result] = await _batch(api, _write("POST", f"agents/{quote(name)}/heartbeat"))
@@ -211,7 +211,7 @@ async def test_whoever_can_be_named_alone_can_be_named_in_a_batch(api: Api, lett
 
 
 @pytest.mark.parametrize("more", ["?", "?dry_run=true", "#now"])
-async def test_a_path_is_a_path_and_no_more(service: Service, more: str) -> None:
+async def test_path_of_command_must_not_have_query_or_fragment(service: Service, more: str) -> None:
     head = await service.head()
     [result] = await _batch(service.api, _write("PUT", f"agents/ada{more}", role="writer"))
     assert (result["status"], result["body"]["code"]) == (404, "not_found")
@@ -220,7 +220,7 @@ async def test_a_path_is_a_path_and_no_more(service: Service, more: str) -> None
     assert escaped["body"]["name"] == "ada?#"
 
 
-async def test_a_batch_holds_a_thousand_commands_and_no_more(service: Service) -> None:
+async def test_batch_holds_one_to_a_thousand_commands(service: Service) -> None:
     commands = [_message(f"m{number}") for number in range(1_000)]
     results = await _batch(service.api, *commands)
     assert {result["status"] for result in results} == {201}
@@ -228,13 +228,13 @@ async def test_a_batch_holds_a_thousand_commands_and_no_more(service: Service) -
     assert positions == list(range(positions[0], positions[0] + 1_000))
     head = await service.head()
     answer = await service.api.post("batch", commands=[*commands, _message("one more")])
-    fault = answer.expect(422, "validation_failed")
-    assert fault["errors"][0]["field"] == "commands"
+    error = answer.expect(422, "validation_failed")
+    assert error["errors"][0]["field"] == "commands"
     (await service.api.post("batch", commands=[])).expect(422, "validation_failed")
     assert await service.head() == head
 
 
-async def test_all_events_of_a_batch_bear_one_correlation_id(api: Api) -> None:
+async def test_all_events_of_batch_have_the_same_correlation_id(api: Api) -> None:
     headers = {"X-Correlation-Id": "bulk"}
     results = await _batch(api, _message("one"), _message("two"), headers=headers)
     for result in results:
@@ -242,7 +242,7 @@ async def test_all_events_of_a_batch_bear_one_correlation_id(api: Api) -> None:
         assert event["correlation_id"] == "bulk"
 
 
-async def test_a_repeated_batch_gets_its_first_answers_again(service: Service) -> None:
+async def test_repeated_batch_gets_the_first_answers(service: Service) -> None:
     key = {"Idempotency-Key": "k" * 200}
     commands = (
         _message("one"),
@@ -255,7 +255,7 @@ async def test_a_repeated_batch_gets_its_first_answers_again(service: Service) -
     assert await service.head() == head
 
 
-async def test_another_batch_with_the_same_key_is_refused_whole(service: Service) -> None:
+async def test_other_batch_with_the_same_idempotency_key_is_refused_whole(service: Service) -> None:
     key = {"Idempotency-Key": "k"}
     await _batch(service.api, _message("one"), headers=key)
     head = await service.head()
@@ -264,7 +264,7 @@ async def test_another_batch_with_the_same_key_is_refused_whole(service: Service
     assert await service.head() == head
 
 
-async def test_a_batch_with_the_key_of_another_request_is_refused_whole(service: Service) -> None:
+async def test_batch_with_idempotency_key_of_single_request_is_refused_whole(service: Service) -> None:
     key = {"Idempotency-Key": "k"}
     (await service.api.post("messages", key, from_agent="ada", message="one")).expect(201)
     head = await service.head()
@@ -273,9 +273,9 @@ async def test_a_batch_with_the_key_of_another_request_is_refused_whole(service:
     assert await service.head() == head
 
 
-async def test_another_request_with_the_key_of_a_batch_is_refused(service: Service) -> None:
+async def test_single_request_with_idempotency_key_of_batch_is_refused(service: Service) -> None:
     key = {"Idempotency-Key": "k"}
-    # The first command leaves no trace, and so no answer either.
+    # The first command appends no event, so its answer is not stored either.
     await _batch(service.api, _write("POST", "messages/x/ack", agent="ada"), _message("one"), headers=key)
     head = await service.head()
     answer = await service.api.post("messages", key, from_agent="ada", message="one")
@@ -283,7 +283,7 @@ async def test_another_request_with_the_key_of_a_batch_is_refused(service: Servi
     assert await service.head() == head
 
 
-async def test_no_key_of_a_client_is_one_that_a_batch_made(service: Service) -> None:
+async def test_keys_of_clients_do_not_collide_with_keys_derived_for_commands(service: Service) -> None:
     await _batch(service.api, _message("one"), headers={"Idempotency-Key": "k"})
     for key in ("k/0", "batch:0"):
         headers = {"Idempotency-Key": key}
@@ -303,26 +303,26 @@ async def test_no_key_of_a_client_is_one_that_a_batch_made(service: Service) -> 
         ("POST /api/v1/tasks", "commands.0"),
     ],
 )
-async def test_a_command_that_is_no_request_spoils_the_batch(
+async def test_malformed_command_fails_the_whole_batch(
     service: Service, command: object, field: str
 ) -> None:
     head = await service.head()
     answer = await service.api.post("batch", commands=[command, _message("fine")])
-    fault = answer.expect(422, "validation_failed")
-    assert fault["errors"][0]["field"] == field
+    error = answer.expect(422, "validation_failed")
+    assert error["errors"][0]["field"] == field
     assert await service.head() == head
 
 
-async def test_what_is_no_command_is_told_in_words_of_the_api(service: Service) -> None:
+async def test_malformed_batch_is_described_in_terms_of_the_api(service: Service) -> None:
     answer = await service.api.post("batch", commands=["POST /api/v1/tasks"])
-    fault = answer.expect(422, "validation_failed")
-    assert fault["detail"] == "commands.0: must be an object, with names and values"
+    error = answer.expect(422, "validation_failed")
+    assert error["detail"] == "commands.0: must be an object, with names and values"
     for commands in ([], [_message("one too many")] * 1_001):
-        fault = (await service.api.post("batch", commands=commands)).expect(422, "validation_failed")
-        assert fault["detail"].startswith("commands: must have ")
+        error = (await service.api.post("batch", commands=commands)).expect(422, "validation_failed")
+        assert error["detail"].startswith("commands: must have ")
 
 
-async def test_every_write_of_the_table_can_be_batched(api: Api) -> None:
+async def test_every_write_route_can_be_batched(api: Api) -> None:
     writes = [route for route in ROUTES if route.write]
     commands: list[dict[str, object]] = [
         {"method": route.method, "path": route.path.replace("{id}", UNKNOWN).replace("{name}", "ada")}
@@ -332,18 +332,20 @@ async def test_every_write_of_the_table_can_be_batched(api: Api) -> None:
         assert result["body"].get("code") != "not_found", route
 
 
-def test_what_changes_something_can_be_batched_or_says_why_not() -> None:
-    no_writes = ("/check", "/whatif", "/batch")
-    alone = [
+def test_only_forgetting_cannot_be_batched() -> None:
+    not_writes = ("/check", "/whatif", "/batch")
+    single = [
         route.path
         for route in ROUTES
-        if route.method != "GET" and route.path.startswith("/api/v1") and not route.path.endswith(no_writes)
+        if route.method != "GET"
+        and route.path.startswith("/api/v1")
+        and not route.path.endswith(not_writes)
         if route.write is None
     ]
-    assert alone == ["/api/v1/subjects/forget"]
+    assert single == ["/api/v1/subjects/forget"]
 
 
-async def test_jobs_are_defined_and_run_as_they_are_alone(api: Api) -> None:
+async def test_batched_job_commands_are_answered_like_single_requests(api: Api) -> None:
     spec = {"task": "token_monitor", "every": "300d"}
     results = await _batch(
         api,
@@ -354,7 +356,7 @@ async def test_jobs_are_defined_and_run_as_they_are_alone(api: Api) -> None:
         _write("PUT", "jobs/watch", **spec, name="watch"),
         _write("PUT", f"jobs/{'n' * 101}", **spec),
     )
-    alone = [
+    single = [
         await api.put("jobs/watch", **spec),
         await api.post("jobs/watch/run"),
         await api.post("jobs/nobody/run"),
@@ -363,8 +365,8 @@ async def test_jobs_are_defined_and_run_as_they_are_alone(api: Api) -> None:
         await api.put(f"jobs/{'n' * 101}", **spec),
     ]
     assert [result["status"] for result in results] == [200, 202, 404, 422, 422, 422]
-    assert [result["status"] for result in results] == [answer.status for answer in alone]
-    for result, answer in zip(results, alone, strict=True):
+    assert [result["status"] for result in results] == [answer.status for answer in single]
+    for result, answer in zip(results, single, strict=True):
         assert result["body"].keys() == answer.body.keys()
         assert result["body"].get("detail") == answer.body.get("detail")
     assert (results[1]["body"]["job"], results[1]["body"]["status"]) == ("watch all", "running")
@@ -376,7 +378,7 @@ async def test_jobs_are_defined_and_run_as_they_are_alone(api: Api) -> None:
     await eventually(both_done)
 
 
-async def test_a_batch_that_is_repeated_runs_no_job_again(api: Api) -> None:
+async def test_repeated_batch_does_not_run_job_again(api: Api) -> None:
     spec = {"task": "token_monitor", "every": "300d", "overlap": "allow_all"}
     commands = (_write("PUT", "jobs/watch", **spec), _write("POST", "jobs/watch/run"))
     key = {"Idempotency-Key": "once"}
@@ -385,10 +387,10 @@ async def test_a_batch_that_is_repeated_runs_no_job_again(api: Api) -> None:
     assert len((await api.get("runs")).expect(200)["items"]) == 1
 
 
-async def test_who_is_to_be_forgotten_is_told_to_be_sent_alone(service: Service) -> None:
+async def test_forgetting_in_batch_is_rejected_with_advice_to_send_it_alone(service: Service) -> None:
     head = await service.head()
     results = await _batch(service.api, _write("POST", "subjects/forget", subject="a@example.org"))
-    [fault] = results[0]["body"]["errors"]
-    assert (results[0]["status"], fault["field"]) == (422, "path")
-    assert fault["message"].startswith("send POST /api/v1/subjects/forget alone")
+    [error] = results[0]["body"]["errors"]
+    assert (results[0]["status"], error["field"]) == (422, "path")
+    assert error["message"].startswith("send POST /api/v1/subjects/forget alone")
     assert await service.head() == head

@@ -1,4 +1,4 @@
-"""What the benchmarks ask for is answered, again and again."""
+"""The requests that the benchmarks send succeed, and writes can be repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("name", WRITES)
-async def test_no_write_is_refused_however_often_it_is_asked_for(service: Service, name: str) -> None:
+async def test_write_succeeds_when_repeated(service: Service, name: str) -> None:
     write = WRITES[name]
     for number in range(3):
         body = json.loads(json.dumps(write.body).replace(NUMBER, f"{number:012x}"))
@@ -24,6 +24,6 @@ async def test_no_write_is_refused_however_often_it_is_asked_for(service: Servic
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_every_read_is_answered(service: Service, name: str) -> None:
+async def test_read_succeeds(service: Service, name: str) -> None:
     path, _, query = READS[name].partition("?")
     (await service.api.get(path, **dict(parse_qsl(query)))).expect(200)

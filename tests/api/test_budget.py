@@ -1,4 +1,4 @@
-"""The budget: shown, changed, reserved from, settled, used."""
+"""The budget: limits, reservations, usage and warnings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def _budget(api: Api) -> dict[str, Any]:
     return (await api.get("budget")).expect(200)
 
 
-async def test_a_new_squad_has_the_default_budget(api: Api) -> None:
+async def test_new_squad_has_default_budget(api: Api) -> None:
     shown = await _budget(api)
     assert {name: shown[name] for name in ("total", "used", "reserved", "remaining", "agents")} == {
         "total": 100_000,
@@ -33,7 +33,7 @@ async def test_a_new_squad_has_the_default_budget(api: Api) -> None:
     assert shown["resets_at"].endswith("Z")
 
 
-async def test_put_changes_what_it_names(api: Api) -> None:
+async def test_put_changes_only_given_fields(api: Api) -> None:
     changed = (await api.put("budget", daily_tokens=5_000)).expect(200)
     assert changed["daily_tokens"] == 5_000
     changed = (await api.put("budget", agent_limits={"ada": 300})).expect(200)
@@ -43,7 +43,7 @@ async def test_put_changes_what_it_names(api: Api) -> None:
     assert shown["agents"] == {"ada": {"used": 0, "reserved": 0, "limit": 300, "remaining": 300}}
 
 
-async def test_a_reservation_is_set_aside_and_settled_with_what_was_used(api: Api) -> None:
+async def test_reservation_holds_tokens_until_settled_with_actual_usage(api: Api) -> None:
     held = await _reserve(api, 1_000)
     assert held["remaining"] == 99_000
     assert (await _budget(api))["agents"]["ada"]["reserved"] == 1_000
@@ -53,18 +53,18 @@ async def test_a_reservation_is_set_aside_and_settled_with_what_was_used(api: Ap
     assert (shown["used"], shown["reserved"], shown["remaining"]) == (400, 0, 99_600)
 
 
-async def test_more_than_was_reserved_may_have_been_used(api: Api) -> None:
+async def test_settled_usage_may_exceed_reservation(api: Api) -> None:
     held = await _reserve(api, 10)
     await api.post(f"budget/reservations/{held['id']}/settle", tokens_used=50)
     assert (await _budget(api))["used"] == 50
 
 
-async def test_a_released_reservation_remains_for_others(api: Api) -> None:
+async def test_released_reservation_returns_its_tokens(api: Api) -> None:
     held = await _reserve(api, 1_000)
     assert (await api.delete(f"budget/reservations/{held['id']}")).expect(200)["remaining"] == 100_000
 
 
-async def test_a_reservation_ends_once(api: Api) -> None:
+async def test_reservation_can_end_only_once(api: Api) -> None:
     held = await _reserve(api, 10)
     path = f"budget/reservations/{held['id']}"
     (await api.post(f"{path}/settle", tokens_used=5)).expect(200)
@@ -75,18 +75,18 @@ async def test_a_reservation_ends_once(api: Api) -> None:
     answer.expect(404, "reservation_not_found")
 
 
-async def test_a_reservation_that_nobody_settles_is_given_back(api: Api) -> None:
+async def test_unsettled_reservation_expires_and_returns_its_tokens(api: Api) -> None:
     held = await _reserve(api, 1_000, ttl_seconds=0.05)
 
-    async def given_back() -> bool:
+    async def tokens_returned() -> bool:
         return bool((await _budget(api))["remaining"] == 100_000)
 
-    await eventually(given_back)
+    await eventually(tokens_returned)
     answer = await api.post(f"budget/reservations/{held['id']}/settle", tokens_used=1)
     answer.expect(410, "reservation_expired")
 
 
-async def test_beyond_the_budget_a_reservation_is_refused_until_the_reset(api: Api) -> None:
+async def test_reservation_beyond_budget_is_refused_until_the_reset(api: Api) -> None:
     await api.put("budget", daily_tokens=1_000)
     await _reserve(api, 900)
     answer = await api.post("budget/reservations", agent="ada", tokens=101)
@@ -96,7 +96,7 @@ async def test_beyond_the_budget_a_reservation_is_refused_until_the_reset(api: A
     await _reserve(api, 100)
 
 
-async def test_beyond_the_agents_limit_only_that_agent_is_refused(api: Api) -> None:
+async def test_reservation_beyond_agent_limit_is_refused_only_for_that_agent(api: Api) -> None:
     await api.put("budget", agent_limits={"ada": 100})
     answer = await api.post("budget/reservations", agent="ada", tokens=101)
     answer.expect(429, "agent_limit_reached")
@@ -104,19 +104,19 @@ async def test_beyond_the_agents_limit_only_that_agent_is_refused(api: Api) -> N
     await _reserve(api, 101, agent="bob")
 
 
-async def test_check_judges_as_a_reservation_would_be_and_changes_nothing(api: Api) -> None:
+async def test_check_answers_like_a_reservation_and_appends_nothing(api: Api) -> None:
     changed = (await api.put("budget", daily_tokens=1_000, agent_limits={"ada": 100})).expect(200)
 
-    async def judged(agent: str, tokens: int) -> dict[str, Any]:
+    async def checked(agent: str, tokens: int) -> dict[str, Any]:
         return (await api.post("budget/check", agent=agent, tokens=tokens)).expect(200)
 
-    assert await judged("ada", 100) == {"allowed": True, "reason": None, "remaining": 100}
-    assert await judged("ada", 101) == {
+    assert await checked("ada", 100) == {"allowed": True, "reason": None, "remaining": 100}
+    assert await checked("ada", 101) == {
         "allowed": False,
         "reason": "agent_limit_reached",
         "remaining": 100,
     }
-    assert await judged("bob", 1_001) == {
+    assert await checked("bob", 1_001) == {
         "allowed": False,
         "reason": "budget_exhausted",
         "remaining": 1_000,
@@ -124,7 +124,7 @@ async def test_check_judges_as_a_reservation_would_be_and_changes_nothing(api: A
     assert (await api.get("events", after=changed["position"])).expect(200)["items"] == []
 
 
-async def test_use_is_recorded_even_beyond_the_budget(api: Api) -> None:
+async def test_usage_is_recorded_even_beyond_budget(api: Api) -> None:
     await api.put("budget", daily_tokens=100)
     used = (await api.post("budget/usage", agent="ada", tokens=150)).expect(201)
     assert (used["tokens"], used["remaining"]) == (150, -50)
@@ -132,7 +132,7 @@ async def test_use_is_recorded_even_beyond_the_budget(api: Api) -> None:
     assert (shown["used"], shown["remaining"]) == (150, -50)
 
 
-async def test_use_is_counted_whole_or_as_input_and_output(api: Api) -> None:
+async def test_usage_is_reported_as_total_or_as_input_and_output_tokens(api: Api) -> None:
     body = {"agent": "ada", "input_tokens": 30, "output_tokens": 12, "model": "small", "task_id": "t"}
     assert (await api.post("budget/usage", **body)).expect(201)["tokens"] == 42
     both = {"agent": "ada", "tokens": 5, "input_tokens": 2, "output_tokens": 3}
@@ -141,7 +141,7 @@ async def test_use_is_counted_whole_or_as_input_and_output(api: Api) -> None:
     assert event["data"]["tokens"] == 5
 
 
-async def test_each_warning_is_given_once(api: Api) -> None:
+async def test_each_budget_threshold_is_recorded_once(api: Api) -> None:
     await api.put("budget", daily_tokens=100)
     for _ in range(6):
         await api.post("budget/usage", agent="ada", tokens=20)

@@ -1,4 +1,4 @@
-"""The e-mail agent of `examples`, with a key of its own, on a squad that asks for one."""
+"""The e-mail agent of `examples` with an API key, on a squad that requires one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAIL = {"gmail_message_id": "g-1", "from_email": "customer@example.org", "payload": {"text": "hello"}}
 
 
-async def test_it_does_its_work_with_a_key_of_its_own(database: str) -> None:
+async def test_email_agent_works_with_its_own_key(database: str) -> None:
     key = (await make_key(database, "agent", "email_agent")).text
     async with running_service(database) as service, aiohttp.ClientSession() as http:
         squad = Squad(settings(squad_url=service.url, squad_api_key=key), http)
@@ -38,7 +38,7 @@ async def test_it_does_its_work_with_a_key_of_its_own(database: str) -> None:
         (None, None, "unauthorized"),
     ],
 )
-async def test_it_is_told_when_its_key_is_not_one_for_it(
+async def test_email_agent_is_refused_when_its_key_is_missing_or_not_its_own(
     database: str, scope: KeyScope | None, agent: str | None, code: str
 ) -> None:
     key = (await make_key(database, scope, agent)).text if scope else None
