@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer's own squad is set to is no business of the tests."""
+    """Ignore the settings of the developer's own squad."""
     for name in os.environ:
         if name.startswith("SQUAD_") and not name.startswith("SQUAD_TEST_"):
             monkeypatch.delenv(name)
@@ -38,14 +38,14 @@ def api(service: Service) -> Api:
 
 @pytest.fixture
 async def agents() -> AsyncIterator[Agents]:
-    """Agents that do as they are told."""
+    """Fake agents that answer as a test configures them."""
     async with running_agents() as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(postgres: PostgresServer, _template: str) -> AsyncIterator[Service]:
-    """One for all tests of a module, where none of them is about what is in it."""
+async def shared_service(postgres: PostgresServer, _template: str) -> AsyncIterator[Service]:
+    """One service for all tests of a module, none of which depends on what is in it."""
     with postgres.new_database(template=_template) as dsn:
         async with running_service(dsn) as running:
             yield running

@@ -1,4 +1,4 @@
-"""Bad input for every write of the table: what is wrong, where, and with which code it is refused."""
+"""Invalid bodies for every route that takes one, with the field and the error code to expect."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READS = (*LISTS, "budget", "agents/ada", "events/1", "explain/1", "state", "stat
 
 
 class Target(NamedTuple):
-    """A route with a body, and a body that fits."""
+    """A route that takes a body, and a valid body for it."""
 
     method: str
     path: str
@@ -48,17 +48,17 @@ class Target(NamedTuple):
         return f"{self.method} {self.path}"
 
 
-class Bad(NamedTuple):
-    """A body that must be refused."""
+class InvalidBody(NamedTuple):
+    """A body that must be rejected."""
 
-    what: str
+    label: str
     body: bytes
     code: str
     field: str | None = None
 
 
 def targets() -> list[Target]:
-    """Every route that takes a body."""
+    """All routes that take a body."""
     filled = [(route, route.path.replace("{id}", UNKNOWN_ID)) for route in ROUTES if route.body]
     return [
         Target(route.method, path.replace("{name}", "ada"), dict(EXAMPLES[route.method, route.path]))
@@ -67,30 +67,30 @@ def targets() -> list[Target]:
 
 
 _NOT_JSON: dict[str, bytes] = {
-    "half an object": b'{"a":',
+    "truncated object": b'{"a":',
     "single quotes": b"{'a': 1}",
-    "a trailing comma": b'{"a": 1,}',
+    "trailing comma": b'{"a": 1,}',
     "two values": b"{} {}",
-    "white space alone": b"   ",
+    "only whitespace": b"   ",
     "NaN": b'{"tokens": NaN}',
     "infinity": b'{"tokens": -Infinity}',
-    "a number beyond all bounds": b'{"tokens": 1e400}',
-    "a lone high surrogate": rb'{"message": "\ud800"}',
-    "a lone low surrogate": rb'{"message": "\udc00 x"}',
+    "number out of range": b'{"tokens": 1e400}',
+    "lone high surrogate": rb'{"message": "\ud800"}',
+    "lone low surrogate": rb'{"message": "\udc00 x"}',
     "invalid UTF-8": b'{"message": "\xff"}',
-    "UTF-8 of a surrogate": b'{"message": "\xed\xa0\x80"}',
+    "surrogate in UTF-8": b'{"message": "\xed\xa0\x80"}',
     "UTF-16": '{"message": "x"}'.encode("utf-16"),
-    "a raw control character": b'{"message": "\x01"}',
+    "raw control character": b'{"message": "\x01"}',
     "arrays nested 10,000 deep": b'{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
     "objects nested 10,000 deep": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
-    "brackets without end": b"[" * 1_000_000,
+    "unclosed brackets": b"[" * 1_000_000,
 }
 
-_NOT_AN_OBJECT: dict[str, bytes] = {
-    "an array": b"[]",
-    "an array of objects": b'[{"a": 1}]',
-    "a text": b'"text"',
-    "a number": b"7",
+_NOT_OBJECTS: dict[str, bytes] = {
+    "array": b"[]",
+    "array of objects": b'[{"a": 1}]',
+    "text": b'"text"',
+    "number": b"7",
     "null": b"null",
     "true": b"true",
 }
@@ -101,13 +101,13 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "tokens": [-1, 1.5, "5", True, None, 10**30, 10**13, [], {}],
     "object": [7, "text", [], True],
 }
-"""What is not a text, not a name, not a number of tokens, not an object."""
+"""Values that are not a valid text, name, number of tokens, or object."""
 
 WRONG_AUTHORITIES = (
     *("http://x:65536", "http://x:0", "http://x:1x", "http://x:1:2", "http://:80"),
     *("http://[::1", "http://::1", "http://[zz]", "http://a@", "http://a@b@c", "http://x\\y"),
 )
-"""URLs that lead nowhere."""
+"""URLs with an invalid authority."""
 
 _FIELDS: dict[str, dict[str, list[Any]]] = {
     "PUT /api/v1/agents/ada": {
@@ -230,30 +230,32 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def bad_bodies(target: Target) -> Iterator[Bad]:
-    """Everything that must be refused at this route."""
-    for what, raw in _NOT_JSON.items():
-        yield Bad(what, raw, "malformed_json")
-    for what, raw in _NOT_AN_OBJECT.items():
-        yield Bad(what, raw, "validation_failed", "body")
-    yield Bad("a byte too much", json.dumps(target.body).encode().ljust(MEBIBYTE + 1), "payload_too_large")
+def invalid_bodies(target: Target) -> Iterator[InvalidBody]:
+    """All bodies that this route must reject."""
+    for label, raw in _NOT_JSON.items():
+        yield InvalidBody(label, raw, "malformed_json")
+    for label, raw in _NOT_OBJECTS.items():
+        yield InvalidBody(label, raw, "validation_failed", "body")
+    yield InvalidBody(
+        "one byte too large", json.dumps(target.body).encode().ljust(MEBIBYTE + 1), "payload_too_large"
+    )
     if not target.is_facade:
-        yield _with(target, "no_such_field", "x")
-        yield _with(target, "x" * 10_000, "x", field="x" * 199 + "…")
-    for field in _required(target):
+        yield _with_field(target, "no_such_field", "x")
+        yield _with_field(target, "x" * 10_000, "x", field="x" * 199 + "…")
+    for field in _required_fields(target):
         rest = {name: value for name, value in target.body.items() if name != field}
-        yield Bad(f"no {field}", json.dumps(rest).encode(), "validation_failed", field)
+        yield InvalidBody(f"no {field}", json.dumps(rest).encode(), "validation_failed", field)
     for field, values in _FIELDS.get(str(target), {}).items():
         for value in values:
-            yield _with(target, field, value)
+            yield _with_field(target, field, value)
 
 
-def _with(target: Target, name: str, value: object, *, field: str | None = None) -> Bad:
+def _with_field(target: Target, name: str, value: object, *, field: str | None = None) -> InvalidBody:
     body = json.dumps({**target.body, name: value}).encode()
-    return Bad(f"{name[:30]}={str(value)[:30]!r}", body, "validation_failed", field or name)
+    return InvalidBody(f"{name[:30]}={str(value)[:30]!r}", body, "validation_failed", field or name)
 
 
-def _required(target: Target) -> list[str]:
+def _required_fields(target: Target) -> list[str]:
     return {
         "PUT /api/v1/agents/ada": ["role"],
         "POST /api/v1/messages": ["from_agent", "message"],

@@ -1,4 +1,4 @@
-"""An answer in one piece is the answer that aiohttp would have sent."""
+"""`Reply` sends an answer in one piece, and it equals the answer that aiohttp would send."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 MESSAGE = b'{"from_agent":"ada","message":"hello"}'
 
 MANY = 500
-"""Answers of a hundred kilobytes and more: all that a system's buffers hold, and several times as much."""
+"""So many answers of over a hundred kilobytes are several times what the kernel's buffers hold."""
 
-# Ours and aiohttp's: the same but for what says whether the connection goes on.
-ASKED = {
-    "an answer": ("GET /api/v1/budget", b""),
-    "a write": ("POST /api/v1/messages", MESSAGE),
-    "a refusal": ("POST /api/v1/operations/4b1b4e1e-9a0b-7000-8000-000000000000/finish", b"{}"),
-    "a wrong field": ("POST /api/v1/messages", b'{"from_agent":7}'),
-    "the facade": ("GET /api/squad", b""),
-    "the facade's problem": ("GET /api/squad?action=none", b""),
-    "nothing there": ("GET /nowhere", b""),
-    "a wrong method": ("DELETE /api/v1/budget", b""),
-    "a probe": ("GET /readyz", b""),
+# Our answers and those of aiohttp differ only in the headers that say whether the connection is kept.
+REQUESTS = {
+    "read": ("GET /api/v1/budget", b""),
+    "write": ("POST /api/v1/messages", MESSAGE),
+    "refusal": ("POST /api/v1/operations/4b1b4e1e-9a0b-7000-8000-000000000000/finish", b"{}"),
+    "invalid field": ("POST /api/v1/messages", b'{"from_agent":7}'),
+    "facade": ("GET /api/squad", b""),
+    "error of facade": ("GET /api/squad?action=none", b""),
+    "unknown path": ("GET /nowhere", b""),
+    "unsupported method": ("DELETE /api/v1/budget", b""),
+    "probe": ("GET /readyz", b""),
 }
 
 
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 
 
 class Wire:
-    """A connection on which one request follows another."""
+    """A client's connection, on which one request follows another."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -88,7 +88,7 @@ async def _wire(service: Service) -> AsyncIterator[Wire]:
 
 
 def _shape(seen: Seen) -> tuple[int, dict[str, str]]:
-    """All that two answers to the same question have in common."""
+    """What answers to the same request have in common."""
     ours = {
         name: value
         for name, value in seen.headers.items()
@@ -98,23 +98,21 @@ def _shape(seen: Seen) -> tuple[int, dict[str, str]]:
     return seen.status, ours
 
 
-@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
-async def test_is_the_answer_that_aiohttp_would_have_sent(
-    service: Service, asked: tuple[str, bytes]
-) -> None:
+@pytest.mark.parametrize("sent", REQUESTS.values(), ids=REQUESTS)
+async def test_answer_equals_that_of_aiohttp(service: Service, sent: tuple[str, bytes]) -> None:
     async with _wire(service) as wire, _wire(service) as closing, _wire(service) as old:
-        ours = await wire.ask(*asked)
-        aiohttps = await closing.ask(*asked, "1.1", "Connection: close")
-        assert aiohttps.headers.pop("connection") == "close"
+        ours = await wire.ask(*sent)
+        theirs = await closing.ask(*sent, "1.1", "Connection: close")
+        assert theirs.headers.pop("connection") == "close"
         assert await closing.has_ended()
-        assert _shape(ours) == _shape(aiohttps) == _shape(await old.ask(*asked, "1.0"))
+        assert _shape(ours) == _shape(theirs) == _shape(await old.ask(*sent, "1.0"))
         assert ours.headers["x-correlation-id"] == "tied-together"
-        assert len(ours.headers) == len(aiohttps.headers)
-        # And the connection goes on.
+        assert len(ours.headers) == len(theirs.headers)
+        # The connection is kept.
         assert (await wire.ask("GET /healthz")).status == 200
 
 
-async def test_goes_on_with_a_client_of_http_1_0_that_asks_for_it(service: Service) -> None:
+async def test_http_1_0_connection_is_kept_alive_on_request(service: Service) -> None:
     async with _wire(service) as wire:
         for _ in range(2):
             seen = await wire.ask("GET /healthz", b"", "1.0", "Connection: keep-alive")
@@ -122,14 +120,14 @@ async def test_goes_on_with_a_client_of_http_1_0_that_asks_for_it(service: Servi
 
 
 @pytest.mark.parametrize("target", ["/healthz", "/metrics", "/api/v1/tasks", "/api/v1/tasks/x", "/nowhere"])
-async def test_has_no_body_where_only_its_head_was_asked_for(service: Service, target: str) -> None:
+async def test_answer_to_head_request_has_no_body(service: Service, target: str) -> None:
     async with _wire(service) as wire:
         assert _shape(await wire.ask(f"HEAD {target}")) == _shape(await wire.ask(f"GET {target}"))
-        # And the connection goes on.
+        # The connection is kept.
         assert (await wire.ask("GET /healthz")).body == b'{"status":"alive"}'
 
 
-async def test_a_very_long_one_has_no_body_either(
+async def test_chunked_answer_to_head_request_has_no_body(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "PAGE_BYTES", 10)
@@ -139,40 +137,40 @@ async def test_a_very_long_one_has_no_body_either(
             assert (await wire.ask("GET /healthz")).body == b'{"status":"alive"}'
 
 
-async def test_requests_that_come_together_are_answered_in_their_order(service: Service) -> None:
+async def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
     async with _wire(service) as wire:
         for line in ("GET /healthz", "GET /nowhere", "GET /api/v1/budget"):
             wire.send(line)
         assert [(await wire.answer()).status for _ in range(3)] == [200, 404, 200]
 
 
-async def test_a_client_that_takes_nothing_is_answered_no_more(service: Service) -> None:
+async def test_pipelined_requests_wait_while_client_does_not_read(service: Service) -> None:
     async with _wire(service) as wire:
         for _ in range(MANY):
             wire.send("GET /openapi.json")
         counted: list[int] = []
 
-        async def stands_still() -> bool:
-            counted.append(await _answered(service, "/openapi.json"))
+        async def stalled() -> bool:
+            counted.append(await _count_answers(service, "/openapi.json"))
             return counted[-1] > 0 and counted[-20:] == counted[-1:] * 20
 
-        await eventually(stands_still)
+        await eventually(stalled)
         assert counted[-1] < MANY
         for _ in range(MANY):
             assert (await wire.answer()).status == 200
-        assert await _answered(service, "/openapi.json") == MANY
+        assert await _count_answers(service, "/openapi.json") == MANY
         assert (await wire.ask("GET /healthz")).status == 200
 
 
-async def _answered(service: Service, route: str) -> int:
-    """How many requests of a route the service has made answers to."""
+async def _count_answers(service: Service, route: str) -> int:
+    """How many requests for a route the service has answered."""
     async with service.api.session.get("/metrics") as response:
         text = await response.text()
     found = re.search(rf'squad_http_requests_total\{{route="{route}",status="200"\}} (\d+)', text)
     return int(found[1]) if found else 0
 
 
-async def test_lets_pages_read_it_that_may(database: str) -> None:
+async def test_answer_has_cors_headers_for_allowed_origin(database: str) -> None:
     page = "https://desk.example"
     async with running_service(database, cors_origins=[page]) as service, _wire(service) as wire:
         seen = await wire.ask("GET /api/v1/budget", b"", "1.1", f"Origin: {page}")
@@ -181,7 +179,7 @@ async def test_lets_pages_read_it_that_may(database: str) -> None:
         assert all(seen.headers[name.lower()] == value for name, value in SECURITY_HEADERS.items())
 
 
-async def test_a_client_that_has_gone_is_no_fault(
+async def test_disconnected_client_is_not_logged_as_a_problem(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with _wire(service) as wire:
@@ -192,7 +190,7 @@ async def test_a_client_that_has_gone_is_no_fault(
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
-def test_says_the_same_when_it_becomes_one_of_aiohttps() -> None:
+def test_reply_converts_to_equal_response_of_aiohttp() -> None:
     reply = Reply(429, b"{}", "application/problem+json", {"Retry-After": "3"})
     reply.correlation_id = "tied"
     response = reply.response()

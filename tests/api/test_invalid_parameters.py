@@ -1,4 +1,4 @@
-"""Requests whose query, headers or facade body are refused, by the name of what is wrong."""
+"""Invalid query parameters, headers and fields of the seed's facade are rejected by name."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tests.api.inputs import LISTS, READS, UNKNOWN_ID
 if TYPE_CHECKING:
     from tests.api.client import Api, Service
 
-# One service takes it all, as a real one would have to.
+# All tests share one service, which has to withstand all of this input.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture
-def service(shared: Service) -> Service:
-    return shared
+def service(shared_service: Service) -> Service:
+    return shared_service
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001, "x", "", "1.5"])
-async def test_a_limit_lies_between_1_and_1000(api: Api, limit: object) -> None:
+async def test_limit_must_be_between_1_and_1000(api: Api, limit: object) -> None:
     for path in LISTS:
-        fault = (await api.get(path, limit=limit)).expect(422, "validation_failed")
-        assert fault["errors"][0]["field"] == "limit"
+        problem = (await api.get(path, limit=limit)).expect(422, "validation_failed")
+        assert problem["errors"][0]["field"] == "limit"
     for path in LISTS:
         (await api.get(path, limit=1000)).expect(200)
 
 
-async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> None:
+async def test_unknown_and_repeated_parameters_are_rejected(api: Api) -> None:
     await api.put("agents/ada", role="writer")
     for path in READS:
         mark = "&" if "?" in path else "?"
@@ -42,30 +42,30 @@ async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> 
         assert twice["errors"] == [{"field": "min_position", "message": "must be given only once"}]
 
 
-async def test_a_parameter_without_a_name_is_one_of_the_query(api: Api) -> None:
-    fault = (await api.get("agents?=1")).expect(422, "validation_failed")
-    assert fault["errors"][0]["field"] == "query"
+async def test_parameter_without_a_name_is_rejected(api: Api) -> None:
+    problem = (await api.get("agents?=1")).expect(422, "validation_failed")
+    assert problem["errors"][0]["field"] == "query"
 
 
 @pytest.mark.parametrize("path", ["events/{}", "explain/{}"])
-async def test_a_position_in_a_path_is_written_in_ascii(api: Api, path: str) -> None:
+async def test_position_in_path_must_be_ascii_digits(api: Api, path: str) -> None:
     arabic_one = "\N{ARABIC-INDIC DIGIT ONE}"
     (await api.get(path.format("1"))).expect(200)
     (await api.get(path.format(arabic_one))).expect(404, "not_found")
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "", "1e3", "9223372036854775808", "9" * 400])
-async def test_a_position_is_a_number_of_63_bits(api: Api, value: str) -> None:
+async def test_min_position_must_be_a_number_of_63_bits(api: Api, value: str) -> None:
     for path in READS:
-        fault = (await api.get(path, min_position=value)).expect(422, "validation_failed")
-        assert fault["errors"][0]["field"] == "min_position"
+        problem = (await api.get(path, min_position=value)).expect(422, "validation_failed")
+        assert problem["errors"][0]["field"] == "min_position"
 
 
-async def test_a_filter_with_a_value_that_does_not_exist_is_refused(api: Api) -> None:
+async def test_filter_with_unknown_value_is_rejected(api: Api) -> None:
     for path in ("operations?state=done", "tasks?status=new,old", "tasks?priority=", "emails?status=x"):
-        fault = (await api.get(path)).expect(422, "validation_failed")
-        # One, and not also that nothing is left of the list.
-        assert len(fault["errors"]) == 1
+        problem = (await api.get(path)).expect(422, "validation_failed")
+        # Only this error, and not also one about an empty list.
+        assert len(problem["errors"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ async def test_a_filter_with_a_value_that_does_not_exist_is_refused(api: Api) ->
         ("stream", "s" * 401),
     ],
 )
-async def test_a_filter_that_cannot_be_meant_is_refused(api: Api, name: str, value: str) -> None:
-    fault = (await api.get("events", **{name: value})).expect(422, "validation_failed")
-    assert fault["errors"][0]["field"] == name
+async def test_invalid_filter_of_events_is_rejected(api: Api, name: str, value: str) -> None:
+    problem = (await api.get("events", **{name: value})).expect(422, "validation_failed")
+    assert problem["errors"][0]["field"] == name
 
 
-async def test_a_plus_that_became_a_space_is_told_of(api: Api) -> None:
+async def test_unescaped_plus_in_time_is_rejected_with_advice(api: Api) -> None:
     for path in ("events?since=", "events?until=", "state?at="):
         async with api.session.get(
             URL(f"/api/v1/{path}2026-01-31T09:00:00+01:00", encoded=True)
@@ -99,41 +99,41 @@ async def test_a_plus_that_became_a_space_is_told_of(api: Api) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "-1", "x", "1.5", "0" * 5_000, "9" * 19, "٣"])
-async def test_a_last_event_id_that_is_no_position_is_refused(api: Api, given: str) -> None:
+async def test_last_event_id_must_be_a_position(api: Api, given: str) -> None:
     answer = await api.get("events/stream", {"Last-Event-ID": given})
-    fault = answer.expect(422, "validation_failed")
-    assert fault["errors"] == [{"field": "Last-Event-ID", "message": "must be the position of an event"}]
+    problem = answer.expect(422, "validation_failed")
+    assert problem["errors"] == [{"field": "Last-Event-ID", "message": "must be the position of an event"}]
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "k" * 201, "schlüssel"])
-async def test_a_key_is_up_to_200_visible_characters(service: Service, key: str) -> None:
+async def test_idempotency_key_must_be_1_to_200_visible_characters(service: Service, key: str) -> None:
     head = await service.head()
     headers = {"Idempotency-Key": key}
     task: dict[str, object] = {"title": "t"}
     batch: dict[str, object] = {"commands": [{"method": "POST", "path": "/api/v1/tasks", "body": task}]}
     for path, body in (("tasks", task), ("batch", batch), ("/api/squad", task)):
         answer = await service.api.post(path, headers, **body)
-        faults = answer.body.get("errors") or answer.body["details"]
-        assert faults == [
+        errors = answer.body.get("errors") or answer.body["details"]
+        assert errors == [
             {"field": "Idempotency-Key", "message": "must be 1 to 200 visible ASCII characters"}
         ]
     assert await service.head() == head
 
 
-async def test_two_keys_are_refused(service: Service) -> None:
-    """Whichever was taken, a repeat that bears the other one would happen again."""
+async def test_two_idempotency_keys_are_rejected(service: Service) -> None:
+    """Whichever was used, a repeat with the other one would take effect again."""
     head = await service.head()
     headers = [("Idempotency-Key", "one"), ("Idempotency-Key", "two")]
     async with service.api.session.post("/api/v1/tasks", json={"title": "t"}, headers=headers) as response:
         assert response.status == 422
-        fault = await response.json(content_type=None)
-    assert fault["errors"] == [{"field": "Idempotency-Key", "message": "must be given only once"}]
+        problem = await response.json(content_type=None)
+    assert problem["errors"] == [{"field": "Idempotency-Key", "message": "must be given only once"}]
     assert await service.head() == head
 
 
 @pytest.mark.parametrize("value", ["tomorrow", "", "9999-12-31", "0001-01-01", "2026-13-01", "1e30"])
 @pytest.mark.parametrize("name", ["dateFrom", "dateTo"])
-async def test_a_date_that_is_none_is_refused(api: Api, name: str, value: str) -> None:
+async def test_invalid_date_of_facade_is_rejected(api: Api, name: str, value: str) -> None:
     refused = (await api.get("/api/squad", **{name: value})).expect(400)
     assert refused["details"][0]["field"] == name
     assert "2026-01-31" in refused["details"][0]["message"]
@@ -159,31 +159,33 @@ async def test_a_date_that_is_none_is_refused(api: Api, name: str, value: str) -
         ("PATCH", {"id": UNKNOWN_ID, "status": "done"}, "status"),
     ],
 )
-async def test_missing_and_wrong_fields_are_told_with_400(
+async def test_missing_or_invalid_field_of_facade_is_answered_with_400(
     service: Service, method: str, body: dict[str, object], field: str
 ) -> None:
     head = await service.head()
     refused = (await service.api.ask(method, "/api/squad", body)).expect(400)
     assert refused["error"]
-    assert field in [fault["field"] for fault in refused["details"]]
+    assert field in [problem["field"] for problem in refused["details"]]
     assert await service.head() == head
 
 
-async def test_what_is_missing_is_named_in_the_error_itself(api: Api) -> None:
+async def test_error_of_facade_names_all_missing_fields(api: Api) -> None:
     refused = (await api.post("/api/squad", action="orchestrator-message")).expect(400)
     assert refused["error"] == "Missing required fields: fromAgent, message"
 
 
-async def test_other_refusals_have_the_same_form(api: Api) -> None:
+async def test_other_errors_of_facade_have_the_same_format(api: Api) -> None:
     unknown = (await api.patch("/api/squad", id=UNKNOWN_ID, status="new")).expect(404)
     assert unknown["details"] == {"code": "task_not_found"}
     action = (await api.get("/api/squad", action="dance")).expect(400)
     assert action["error"] == "Unknown action: dance"
     async with api.session.post(
         "/api/squad", data=b"{", headers={"Content-Type": "application/json"}
-    ) as it:
-        assert it.status == 400
-        assert (await it.json())["details"]["code"] == "malformed_json"
-    async with api.session.post("/api/squad", data=b"{}", headers={"Content-Type": "text/plain"}) as it:
-        assert it.status == 415
-        assert (await it.json())["details"]["code"] == "unsupported_media_type"
+    ) as response:
+        assert response.status == 400
+        assert (await response.json())["details"]["code"] == "malformed_json"
+    async with api.session.post(
+        "/api/squad", data=b"{}", headers={"Content-Type": "text/plain"}
+    ) as response:
+        assert response.status == 415
+        assert (await response.json())["details"]["code"] == "unsupported_media_type"

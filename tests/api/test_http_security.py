@@ -1,4 +1,4 @@
-"""What stands around every answer: who is at home, headers, other pages' origins, sizes."""
+"""The protections of the HTTP layer: access from other machines, security headers, CORS, header limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORIGIN = "https://board.example.org"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-async def test_a_squad_without_keys_is_not_served_to_others(database: str, host: str) -> None:
+async def test_service_without_keys_refuses_to_listen_on_all_addresses(database: str, host: str) -> None:
     with pytest.raises(StartFailed) as refused:
         async with running_service(database, host=host):
             pass
@@ -32,13 +32,13 @@ async def test_a_squad_without_keys_is_not_served_to_others(database: str, host:
     assert "--insecure" in str(refused.value)
 
 
-async def test_unless_somebody_says_so(database: str) -> None:
+async def test_insecure_service_without_keys_listens_on_all_addresses(database: str) -> None:
     async with running_service(database, host="0.0.0.0", insecure=True) as service:
         answer = await service.api.get("budget", {"Host": "squad.example.org"})
         answer.expect(200)
 
 
-async def test_with_a_key_it_is(database: str) -> None:
+async def test_service_with_keys_listens_on_all_addresses_and_requires_a_key(database: str) -> None:
     key = await make_key(database)
     async with running_service(database, host="0.0.0.0") as service:
         (await service.api.get("budget")).expect(401, "unauthorized")
@@ -46,12 +46,12 @@ async def test_with_a_key_it_is(database: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_at_home_none_is_needed(database: str, host: str) -> None:
+async def test_no_key_is_needed_on_loopback(database: str, host: str) -> None:
     async with running_service(database, host=host) as service:
         (await service.api.get("budget")).expect(200)
 
 
-async def test_a_name_that_was_led_to_this_machine_gets_no_answer(api: Api) -> None:
+async def test_unknown_host_header_is_rejected(api: Api) -> None:
     refused = await api.get("budget", {"Host": "evil.example"})
     refused.expect(421, "misdirected")
     seeds = (await api.get("/api/squad", {"Host": "evil.example"})).expect(421)
@@ -59,8 +59,8 @@ async def test_a_name_that_was_led_to_this_machine_gets_no_answer(api: Api) -> N
     (await api.get("budget", {"Host": "localhost:9"})).expect(200)
 
 
-async def test_a_page_that_posts_blindly_changes_nothing(service: Service) -> None:
-    """Without a body no browser asks before it lets a page post."""
+async def test_post_from_page_of_other_origin_is_rejected(service: Service) -> None:
+    """Browsers let any page send a POST without a body, and send no preflight request first."""
     job = {"agent": "ada", "endpoint": "/x", "every": "1h"}
     await service.api.put("agents/ada", role="writer")
     (await service.api.put("jobs/nightly", **job)).expect(200)
@@ -86,7 +86,7 @@ def _is_hardened(headers: Mapping[str, str]) -> bool:
     )
 
 
-async def test_every_answer_bears_the_headers_that_keep_browsers_in_check(api: Api) -> None:
+async def test_every_answer_has_security_headers(api: Api) -> None:
     paths = [
         ("GET", "/healthz"),
         ("GET", "/readyz"),
@@ -111,23 +111,23 @@ async def test_every_answer_bears_the_headers_that_keep_browsers_in_check(api: A
             assert _is_hardened(response.headers), (method, path, response.headers)
 
 
-async def test_what_is_not_http_gets_them_as_well(service: Service) -> None:
+async def test_answer_to_malformed_request_has_security_headers(service: Service) -> None:
     answer = await _raw(service, b"nonsense\r\n\r\n")
     assert b"\r\nX-Content-Type-Options: nosniff\r\n" in answer
 
 
-# Pages of other origins ----------------------------------------------------------------------------------
+# CORS ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def open_to_a_page(database: str) -> AsyncIterator[Api]:
+async def cors_api(database: str) -> AsyncIterator[Api]:
     async with running_service(database, cors_origins=(ORIGIN,)) as service:
         yield service.api
 
 
-async def test_a_page_of_an_origin_that_is_named_may_see_answers(open_to_a_page: Api) -> None:
+async def test_only_pages_of_allowed_origin_may_read_answers(cors_api: Api) -> None:
     for path in ("/api/v1/budget", "/api/v1/nowhere", "/api/squad", "/api/v1/events/stream"):
-        async with open_to_a_page.session.get(path, headers={"Origin": ORIGIN}) as response:
+        async with cors_api.session.get(path, headers={"Origin": ORIGIN}) as response:
             assert response.headers["Access-Control-Allow-Origin"] == ORIGIN, path
             assert response.headers["Vary"] == "Origin"
     for origin in (
@@ -136,24 +136,24 @@ async def test_a_page_of_an_origin_that_is_named_may_see_answers(open_to_a_page:
         "null",
         ORIGIN.upper(),
     ):
-        async with open_to_a_page.session.get("/api/v1/budget", headers={"Origin": origin}) as response:
+        async with cors_api.session.get("/api/v1/budget", headers={"Origin": origin}) as response:
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_and_may_ask_what_it_may(open_to_a_page: Api) -> None:
-    ask = {
+async def test_preflight_from_allowed_origin_is_answered(cors_api: Api) -> None:
+    preflight = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "PUT",
         "Access-Control-Request-Headers": "authorization,content-type",
     }
-    async with open_to_a_page.session.options("/api/v1/budget", headers=ask) as response:
+    async with cors_api.session.options("/api/v1/budget", headers=preflight) as response:
         assert response.status == 204
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert response.headers["Access-Control-Allow-Methods"] == "GET, HEAD, PUT"
         assert response.headers["X-Correlation-Id"]
         assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
         assert "Access-Control-Allow-Credentials" not in response.headers
-    posted = await open_to_a_page.post("messages", {"Origin": ORIGIN}, from_agent="ada", message="m")
+    posted = await cors_api.post("messages", {"Origin": ORIGIN}, from_agent="ada", message="m")
     posted.expect(201)
 
 
@@ -162,20 +162,22 @@ async def test_and_may_ask_what_it_may(open_to_a_page: Api) -> None:
     [{"Origin": "https://evil.example"}, {"Origin": None}, {"Access-Control-Request-Method": None}],
     ids=str,
 )
-async def test_others_are_told_nothing(open_to_a_page: Api, changed: dict[str, str | None]) -> None:
-    ask = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", **changed}
-    sent = {name: value for name, value in ask.items() if value is not None}
-    async with open_to_a_page.session.options("/api/v1/budget", headers=sent) as response:
+async def test_preflight_is_rejected_from_other_origin_or_when_incomplete(
+    cors_api: Api, changed: dict[str, str | None]
+) -> None:
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", **changed}
+    sent = {name: value for name, value in preflight.items() if value is not None}
+    async with cors_api.session.options("/api/v1/budget", headers=sent) as response:
         assert response.status == 405
         assert "Access-Control-Allow-Methods" not in response.headers
         seen = response.headers.get("Access-Control-Allow-Origin")
         assert seen == (ORIGIN if sent.get("Origin") == ORIGIN else None)
 
 
-# Sizes -------------------------------------------------------------------------------------------------
+# Header limits -------------------------------------------------------------------------------------------
 
 
-async def test_a_head_has_so_many_headers_of_such_a_size(service: Service) -> None:
+async def test_number_and_size_of_headers_are_limited(service: Service) -> None:
     for name, extra, good in (
         ("many", b"".join(b"X-%d: a\r\n" % number for number in range(MAX_HEADERS - 2)), True),
         ("too many", b"".join(b"X-%d: a\r\n" % number for number in range(MAX_HEADERS + 1)), False),
@@ -190,7 +192,7 @@ async def test_a_head_has_so_many_headers_of_such_a_size(service: Service) -> No
     assert (await _raw(service, line)).split()[1] == b"400"
 
 
-async def test_a_key_that_is_as_long_as_a_header_may_be_is_just_wrong(database: str) -> None:
+async def test_very_long_key_is_just_unauthorized(database: str) -> None:
     await make_key(database)
     async with running_service(database) as service:
         headers = {"Authorization": "Bearer squad_" + "2" * 8_000}
@@ -198,7 +200,7 @@ async def test_a_key_that_is_as_long_as_a_header_may_be_is_just_wrong(database: 
 
 
 async def _raw(service: Service, request: bytes) -> bytes:
-    """What is answered to these bytes."""
+    """Send these bytes; return everything that is answered."""
     address = urlsplit(service.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:

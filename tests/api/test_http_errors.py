@@ -1,4 +1,4 @@
-"""What is refused before any command is made of it, and how."""
+"""Requests that are rejected before they become commands, and the answers to them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MESSAGE = b'{"from_agent":"ada","message":"hello"}'
 JSON = {"Content-Type": "application/json"}
 
 
-# One service takes it all, as a real one would have to.
+# All tests share one service, which has to withstand all of this input.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture
-def service(shared: Service) -> Service:
-    return shared
+def service(shared_service: Service) -> Service:
+    return shared_service
 
 
 async def _post(api: Api, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -46,7 +46,7 @@ async def _post(api: Api, body: bytes, headers: Mapping[str, str]) -> Answer:
 
 
 async def _raw(service: Service, request: bytes) -> Answer:
-    """Sends bytes that no client library would, and reads what comes back until the end."""
+    """Send bytes that no client library would send, and read the answer to its end."""
     address = urlsplit(service.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -61,17 +61,17 @@ async def _raw(service: Service, request: bytes) -> Answer:
     return Answer(int(status.split()[1]), json.loads(body), headers)
 
 
-async def test_each_refusal_has_a_problem_of_its_own() -> None:
+async def test_each_refusal_has_its_own_problem() -> None:
     assert REFUSALS.keys() == set(get_args(RefusalCode))
     assert not REFUSALS.keys() & OTHERS.keys()
 
 
-async def test_what_is_nowhere_is_not_found(api: Api) -> None:
+async def test_unknown_path_is_not_found(api: Api) -> None:
     for path in ("/", "/api", "/api/v2/tasks", "/api/v1/tasks/", "/api//v1/tasks", "/healthz/x"):
         (await api.get(path)).expect(404, "not_found")
 
 
-async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(api: Api) -> None:
+async def test_unsupported_method_is_answered_with_the_allowed_ones(api: Api) -> None:
     for method, path, allowed in (
         ("DELETE", "/api/v1/tasks", "GET, HEAD, POST"),
         ("PUT", "/api/squad", "GET, HEAD, PATCH, POST"),
@@ -85,7 +85,7 @@ async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(api:
             assert response.content_type == "application/problem+json"
 
 
-async def test_a_body_of_one_mebibyte_is_taken_and_not_a_byte_more(service: Service) -> None:
+async def test_body_may_have_one_mebibyte_and_not_a_byte_more(service: Service) -> None:
     full = MESSAGE.ljust(MAX_BODY_BYTES)
     (await _post(service.api, full, JSON)).expect(201)
     head = await service.head()
@@ -93,31 +93,33 @@ async def test_a_body_of_one_mebibyte_is_taken_and_not_a_byte_more(service: Serv
     assert await service.head() == head
 
 
-def _bare_deflate(text: bytes) -> bytes:
-    packing = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return packing.compress(text) + packing.flush()
+def _raw_deflate(text: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(text) + compressor.flush()
 
 
 @pytest.mark.parametrize(
-    ("coding", "pack"),
+    ("coding", "compress"),
     [
         ("gzip", gzip.compress),
         (" GZip ", gzip.compress),
         ("x-gzip", gzip.compress),
         ("deflate", zlib.compress),
-        ("deflate", _bare_deflate),
+        ("deflate", _raw_deflate),
         ("identity", bytes),
     ],
 )
-async def test_a_packed_body_is_unpacked(api: Api, coding: str, pack: Callable[[bytes], bytes]) -> None:
-    (await _post(api, pack(MESSAGE), {**JSON, "Content-Encoding": coding})).expect(201)
+async def test_compressed_body_is_accepted_up_to_one_mebibyte_decompressed(
+    api: Api, coding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    (await _post(api, compress(MESSAGE), {**JSON, "Content-Encoding": coding})).expect(201)
     full = MESSAGE.ljust(MAX_BODY_BYTES)
-    (await _post(api, pack(full), {**JSON, "Content-Encoding": coding})).expect(201)
-    (await _post(api, pack(full + b" "), {**JSON, "Content-Encoding": coding})).expect(413)
+    (await _post(api, compress(full), {**JSON, "Content-Encoding": coding})).expect(201)
+    (await _post(api, compress(full + b" "), {**JSON, "Content-Encoding": coding})).expect(413)
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "compress", "nonsense"])
-async def test_a_body_that_is_packed_in_another_way_is_refused(service: Service, coding: str) -> None:
+async def test_unsupported_content_encoding_is_rejected(service: Service, coding: str) -> None:
     head = await service.head()
     answer = await _post(service.api, MESSAGE, {**JSON, "Content-Encoding": coding})
     assert "gzip, deflate" in answer.expect(415, "unsupported_media_type")["detail"]
@@ -127,39 +129,39 @@ async def test_a_body_that_is_packed_in_another_way_is_refused(service: Service,
 @pytest.mark.parametrize(
     "body",
     [gzip.compress(MESSAGE)[:-1], gzip.compress(MESSAGE) + b"x", gzip.compress(MESSAGE) * 2, b"\x1f"],
-    ids=["its end missing", "more behind it", "two of them", "hardly begun"],
+    ids=["truncated", "trailing byte", "two members", "first byte only"],
 )
-async def test_a_body_that_is_not_all_packed_is_refused(service: Service, body: bytes) -> None:
+async def test_truncated_or_trailing_gzip_data_is_rejected(service: Service, body: bytes) -> None:
     head = await service.head()
     (await _post(service.api, body, {**JSON, "Content-Encoding": "gzip"})).expect(400, "bad_request")
     assert await service.head() == head
 
 
-async def test_what_is_refused_by_its_head_is_not_unpacked(
+async def test_body_of_request_rejected_by_its_head_is_not_decompressed(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A megabyte can hold a gigabyte, and everybody would wait while that is unpacked for nobody."""
-    taken: list[int] = []
-    feed = aiohttp.StreamReader.feed_data
+    """A megabyte can decompress to a gigabyte, and all other requests would wait meanwhile."""
+    fed: list[int] = []
+    feed_data = aiohttp.StreamReader.feed_data
 
-    def watched(self: aiohttp.StreamReader, data: bytes, *more: Any) -> Any:
-        taken.append(len(data))
-        return feed(self, data, *more)
+    def record_and_feed(self: aiohttp.StreamReader, data: bytes, *more: Any) -> Any:
+        fed.append(len(data))
+        return feed_data(self, data, *more)
 
-    monkeypatch.setattr(aiohttp.StreamReader, "feed_data", watched)
-    packed = gzip.compress(bytes(50_000_000))
+    monkeypatch.setattr(aiohttp.StreamReader, "feed_data", record_and_feed)
+    compressed = gzip.compress(bytes(50_000_000))
     address = urlsplit(service.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(b"POST /api/v1/messages HTTP/1.1\r\nHost: elsewhere.example\r\nContent-Encoding: gzip\r\n")
-    writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(packed), packed))
+    writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(compressed), compressed))
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     async with asyncio.timeout(10):
-        told = await reader.read()
+        answers = await reader.read()
     writer.close()
     await writer.wait_closed()
-    assert told.startswith(b"HTTP/1.1 421 ")
-    assert told.endswith(b'{"status":"alive"}')
-    assert sum(taken) == len(packed)
+    assert answers.startswith(b"HTTP/1.1 421 ")
+    assert answers.endswith(b'{"status":"alive"}')
+    assert sum(fed) == len(compressed)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +176,7 @@ async def test_what_is_refused_by_its_head_is_not_unpacked(
         ";;;",
     ],
 )
-async def test_a_body_that_says_it_is_something_else_is_refused(
-    service: Service, content_type: str
-) -> None:
+async def test_content_type_other_than_json_is_rejected(service: Service, content_type: str) -> None:
     head = await service.head()
     answer = await _post(service.api, MESSAGE, {"Content-Type": content_type})
     answer.expect(415, "unsupported_media_type")
@@ -186,12 +186,12 @@ async def test_a_body_that_says_it_is_something_else_is_refused(
 @pytest.mark.parametrize(
     "content_type", ["application/json", "APPLICATION/JSON", "application/json; charset=UTF-8"]
 )
-async def test_json_may_be_announced_in_several_ways(api: Api, content_type: str) -> None:
+async def test_content_type_of_json_may_be_written_in_several_ways(api: Api, content_type: str) -> None:
     (await _post(api, MESSAGE, {"Content-Type": content_type})).expect(201)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: Api, encoding: str) -> None:
+async def test_body_that_is_not_encoded_as_declared_is_rejected(api: Api, encoding: str) -> None:
     answer = await _post(api, MESSAGE, {**JSON, "Content-Encoding": encoding})
     answer.expect(400, "bad_request")
 
@@ -212,7 +212,9 @@ async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: Api, encodi
         b"/api/v1/agents/" + b"a" * 20_000,
     ],
 )
-async def test_a_url_that_is_not_percent_encoded_utf8_is_refused(service: Service, target: bytes) -> None:
+async def test_url_that_is_not_percent_encoded_utf8_or_too_long_is_rejected(
+    service: Service, target: bytes
+) -> None:
     answer = await _raw(
         service, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target
     )
@@ -226,24 +228,22 @@ async def test_a_url_that_is_not_percent_encoded_utf8_is_refused(service: Servic
     [(target.method, target.path) for target in targets() if not target.is_facade],
     ids=lambda part: str(part).removeprefix("/api/v1/"),
 )
-async def test_a_parameter_of_a_query_that_nobody_looks_at_is_refused(
-    service: Service, method: str, path: str
-) -> None:
+async def test_unused_query_parameter_is_rejected(service: Service, method: str, path: str) -> None:
     head = await service.head()
     for query in ({"dry_run": "true"}, {"min_position": "1"}):
-        fault = (await service.api.ask(method, path, {}, query=query)).expect(422, "validation_failed")
-        assert [error["field"] for error in fault["errors"]] == list(query)
+        problem = (await service.api.ask(method, path, {}, query=query)).expect(422, "validation_failed")
+        assert [error["field"] for error in problem["errors"]] == list(query)
     assert await service.head() == head
 
 
-async def test_a_query_that_says_nothing_is_none(api: Api) -> None:
+async def test_empty_query_is_accepted_and_facade_and_probes_ignore_theirs(api: Api) -> None:
     (await api.ask("POST", "/api/v1/tasks?", {"title": "t"})).expect(201)
     (await api.ask("POST", "/api/squad?from=seed", {"title": "t"})).expect(200)
     (await api.ask("GET", "/healthz?at=noon")).expect(200)
 
 
 @pytest.mark.parametrize("target", ["agents/%00", "agents/%00/inbox", "agents/%0A", f"agents/{'a' * 101}"])
-async def test_a_name_in_a_path_is_held_to_what_names_are(api: Api, target: str) -> None:
+async def test_invalid_name_in_path_is_rejected(api: Api, target: str) -> None:
     async with api.session.get(f"/api/v1/{target}") as response:
         assert response.status == 422
         assert (await response.json(content_type=None))["errors"][0]["field"] == "name"
@@ -266,7 +266,7 @@ async def test_a_name_in_a_path_is_held_to_what_names_are(api: Api, target: str)
     ],
     ids=str,
 )
-async def test_what_is_not_http_is_refused_like_everything_else(service: Service, request_: bytes) -> None:
+async def test_malformed_http_is_answered_with_problem_details(service: Service, request_: bytes) -> None:
     answer = await _raw(service, request_)
     answer.expect(400, "bad_request")
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -274,7 +274,7 @@ async def test_what_is_not_http_is_refused_like_everything_else(service: Service
     (await service.api.get("/healthz")).expect(200)
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_its_body_leaves_no_trace(service: Service) -> None:
+async def test_client_that_disconnects_during_its_body_leaves_no_trace(service: Service) -> None:
     head = await service.head()
     address = urlsplit(service.url)
     for _ in range(5):
