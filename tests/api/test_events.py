@@ -1,4 +1,4 @@
-"""The log, read over HTTP."""
+"""Reading the log over HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def test_events_are_listed_in_order_without_gaps(api: Api) -> None:
     assert [event["type"] for event in events][-2:] == ["agent_registered", "message_sent"]
 
 
-async def test_an_event_is_shown_whole(api: Api) -> None:
+async def test_event_is_shown_with_all_its_fields(api: Api) -> None:
     headers = {"X-Correlation-Id": "order-66", "Idempotency-Key": "k1"}
     answer = await api.post("messages", headers, from_agent="ada", message="hello")
     sent = answer.expect(201)
@@ -32,7 +32,7 @@ async def test_an_event_is_shown_whole(api: Api) -> None:
     assert event["recorded_at"].endswith("Z")
 
 
-async def test_all_events_of_a_request_bear_its_correlation_id(api: Api) -> None:
+async def test_all_events_of_request_have_its_correlation_id(api: Api) -> None:
     for header in ("X-Correlation-Id", "X-Request-Id"):
         headers = {header: f"from-{header}"}
         answer = await api.post("messages", headers, from_agent=header, message="hello")
@@ -42,14 +42,14 @@ async def test_all_events_of_a_request_bear_its_correlation_id(api: Api) -> None
             assert event["correlation_id"] == f"from-{header}"
 
 
-async def test_without_a_fitting_correlation_id_one_is_given(api: Api) -> None:
+async def test_correlation_id_is_generated_when_given_one_is_invalid(api: Api) -> None:
     for given in ("", "two words", "x" * 101, "ümlaut"):
         answer = await api.post("messages", {"X-Correlation-Id": given}, from_agent="a", message="x")
         event = (await api.get(f"events/{answer.expect(201)['position']}")).expect(200)
         assert event["correlation_id"] == answer.headers["X-Correlation-Id"] != given
 
 
-async def test_a_refusal_bears_the_correlation_id_too(api: Api) -> None:
+async def test_refusal_has_correlation_id_of_request(api: Api) -> None:
     answer = await api.post(
         "budget/reservations", {"X-Correlation-Id": "too-much"}, agent="ada", tokens=10**9
     )
@@ -75,7 +75,7 @@ async def test_events_are_filtered_by_type_stream_agent_and_time(api: Api) -> No
     assert await _types(api, since="2100-01-01T00:00:00Z") == []
 
 
-async def test_a_position_beyond_the_head_is_not_found(api: Api) -> None:
+async def test_position_that_is_not_in_the_log_is_not_found(api: Api) -> None:
     for position in ("0", "999999", "9" * 18):
         (await api.get(f"events/{position}")).expect(404, "not_found")
     for position in ("-1", "x", "1.5", "9" * 19):

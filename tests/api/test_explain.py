@@ -1,4 +1,4 @@
-"""Why it happened, asked over HTTP."""
+"""Explanations of events over HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _sentences(found: dict[str, Any]) -> str:
     return " ".join(reason["sentence"] for reason in found["reasons"])
 
 
-async def test_a_refused_claim_names_who_was_in_the_way(api: Api) -> None:
+async def test_refused_claim_is_explained_by_the_claim_that_blocked_it(api: Api) -> None:
     resources = {"emailId": "e-1"}
     held = (await api.post("operations", agent="ada", action="respond", resources=resources)).expect(201)
     answer = await api.post("operations", agent="bob", action="quote", resources=resources)
@@ -29,7 +29,7 @@ async def test_a_refused_claim_names_who_was_in_the_way(api: Api) -> None:
     assert found["causes"][0]["position"] == held["position"]
 
 
-async def test_refused_tokens_name_what_filled_the_budget(api: Api) -> None:
+async def test_refused_reservation_is_explained_by_the_largest_uses(api: Api) -> None:
     await api.post("budget/usage", agent="ada", tokens=60_000)
     await api.post("budget/usage", agent="bob", tokens=20_000)
     answer = await api.post("budget/reservations", agent="eve", tokens=20_001)
@@ -41,7 +41,7 @@ async def test_refused_tokens_name_what_filled_the_budget(api: Api) -> None:
     assert found["facts"]["budget_resets_at"].endswith("Z")
 
 
-async def test_an_effect_leads_back_to_its_request(api: Api) -> None:
+async def test_event_is_traced_back_to_its_request(api: Api) -> None:
     headers = {"X-Correlation-Id": "order-66", "Idempotency-Key": "k-1"}
     sent = (await api.post("messages", headers, from_agent="ada", message="hello")).expect(201)
     origin = (await api.get(f"explain/{sent['position']}")).expect(200)["origin"]
@@ -50,7 +50,7 @@ async def test_an_effect_leads_back_to_its_request(api: Api) -> None:
     assert (origin["facts"]["idempotency_key"], origin["facts"]["status"]) == ("k-1", 201)
 
 
-async def test_every_event_of_a_fresh_squad_is_explained(api: Api) -> None:
+async def test_every_event_of_new_squad_is_explained(api: Api) -> None:
     events = (await api.get("events")).expect(200)["items"]
     for event in events:
         found = (await api.get(f"explain/{event['position']}")).expect(200)
@@ -59,11 +59,11 @@ async def test_every_event_of_a_fresh_squad_is_explained(api: Api) -> None:
 
 
 @pytest.mark.parametrize("position", ["0", "999999", "9" * 18, "-1", "x", "1.5", "9" * 19])
-async def test_a_position_that_the_log_does_not_have_is_not_found(api: Api, position: str) -> None:
+async def test_position_that_is_not_in_the_log_is_not_found(api: Api, position: str) -> None:
     (await api.get(f"explain/{position}")).expect(404, "not_found")
 
 
-async def test_an_event_that_was_just_written_is_explained(api: Api) -> None:
+async def test_event_is_explained_right_after_it_was_appended(api: Api) -> None:
     for number in range(20):
         sent = (await api.post("messages", from_agent="ada", message=f"{number}")).expect(201)
         found = await api.get(f"explain/{sent['position']}", min_position=sent["position"])

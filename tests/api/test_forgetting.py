@@ -1,4 +1,4 @@
-"""Somebody is forgotten, and nothing that this service or another one answers tells of them any more."""
+"""Forgetting a person: from then on, no process shows any of their data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNKNOWN = "00000000-0000-7000-8000-00000000ffff"
 
 @pytest.fixture
 async def service(database: str) -> AsyncIterator[Service]:
-    """A service that encrypts."""
+    """A service that encrypts payloads."""
     async with running_service(database, encrypt_payloads=True) as running:
         yield running
 
@@ -52,7 +52,7 @@ def key(text: str) -> dict[str, str]:
 
 
 async def fill(api: Api) -> tuple[str, str]:
-    """An e-mail and a message, and answers that are kept; gives their ids."""
+    """Send an e-mail and a message, with answers that are stored; return the ids of both."""
     email = (await api.post("emails", key("email"), **EMAIL)).expect(201)
     (await api.patch(f"emails/{email['id']}", payload={"text": "so very angry, still"})).expect(200)
     message = (await api.post("messages", key("message"), **MESSAGE)).expect(201)
@@ -60,15 +60,15 @@ async def fill(api: Api) -> tuple[str, str]:
 
 
 async def forget(api: Api, subject: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    """Forgets somebody, and waits for the tables."""
+    """Forget somebody, and wait for the read tables."""
     done = (await api.post("subjects/forget", headers, subject=subject)).expect(200)
     for table in ("emails", "messages"):
         (await api.get(table, min_position=done["position"])).expect(200)
     return done
 
 
-async def all_that_is_told(api: Api, email_id: str, head: int) -> str:
-    """Everything that one can read of the squad."""
+async def everything_readable(api: Api, email_id: str, head: int) -> str:
+    """Everything that can be read over HTTP, as one text."""
     paths = ["emails", f"emails/{email_id}", "messages", "agents/bob/inbox", "/api/squad", "/metrics"]
     paths += ["events", *(f"events/{position}" for position in range(1, head + 1))]
     answers = [str((await api.get(path)).body) for path in paths]
@@ -77,17 +77,17 @@ async def all_that_is_told(api: Api, email_id: str, head: int) -> str:
     return "\n".join(answers)
 
 
-async def test_while_nobody_is_forgotten_everything_is_told(service: Service) -> None:
+async def test_everything_is_readable_before_anybody_is_forgotten(service: Service) -> None:
     email_id, message_id = await fill(service.api)
-    told = await all_that_is_told(service.api, email_id, await service.head())
-    assert all(text in told for text in PERSONAL)
+    readable = await everything_readable(service.api, email_id, await service.head())
+    assert all(text in readable for text in PERSONAL)
     email = (await service.api.get(f"emails/{email_id}")).expect(200)
     assert email["payload"] == {"text": "so very angry, still"}
     [message] = (await service.api.get("messages")).expect(200)["items"]
     assert message["id"] == message_id
 
 
-async def test_whoever_is_forgotten_is_told_of_nowhere(service: Service) -> None:
+async def test_personal_data_is_nowhere_readable_after_forgetting(service: Service) -> None:
     api = service.api
     email_id, message_id = await fill(api)
     done = await forget(api, ADDRESS)
@@ -98,8 +98,8 @@ async def test_whoever_is_forgotten_is_told_of_nowhere(service: Service) -> None
     }
     done = await forget(api, message_id)
     assert (done["emails"], done["messages"]) == (0, 1)
-    told = await all_that_is_told(api, email_id, done["position"])
-    assert not [text for text in PERSONAL if text in told]
+    readable = await everything_readable(api, email_id, done["position"])
+    assert not [text for text in PERSONAL if text in readable]
     email = (await api.get(f"emails/{email_id}", min_position=done["position"])).expect(200)
     assert {name: email[name] for name in ERASED_EMAIL} == ERASED_EMAIL
     [message] = (await api.get("messages", min_position=done["position"])).expect(200)["items"]
@@ -107,22 +107,24 @@ async def test_whoever_is_forgotten_is_told_of_nowhere(service: Service) -> None
     assert await remains(service.dsn, PERSONAL) == []
 
 
-async def test_neither_does_another_process_that_had_read_it(service: Service, database: str) -> None:
+async def test_other_process_that_had_read_personal_data_does_not_show_it(
+    service: Service, database: str
+) -> None:
     async with running_service(database) as other:
         email_id, message_id = await fill(service.api)
         head = await service.head()
         await other.api.get("messages", min_position=head)
-        assert "a private word" in await all_that_is_told(other.api, email_id, head)
+        assert "a private word" in await everything_readable(other.api, email_id, head)
         await forget(service.api, ADDRESS)
         position = (await forget(service.api, message_id))["position"]
         await other.api.get("events", min_position=position)
         await other.api.get("emails", min_position=position)
         await other.api.get("messages", min_position=position)
-        told = await all_that_is_told(other.api, email_id, position)
-        assert not [text for text in PERSONAL if text in told]
+        readable = await everything_readable(other.api, email_id, position)
+        assert not [text for text in PERSONAL if text in readable]
 
 
-async def test_open_streams_show_what_is_live_and_not_what_was_forgotten(
+async def test_streams_show_message_when_sent_and_not_after_forgetting(
     service: Service, database: str
 ) -> None:
     async with running_service(database) as other:
@@ -140,7 +142,7 @@ async def test_open_streams_show_what_is_live_and_not_what_was_forgotten(
                 assert (await reader.next()).data["data"]["message"] == "(erased)"
 
 
-async def test_the_event_says_what_was_erased_and_not_whose_it_was(service: Service) -> None:
+async def test_event_names_erased_emails_and_not_the_person(service: Service) -> None:
     email_id, _ = await fill(service.api)
     position = (await forget(service.api, ADDRESS))["position"]
     event = (await service.api.get(f"events/{position}")).expect(200)
@@ -149,7 +151,7 @@ async def test_the_event_says_what_was_erased_and_not_whose_it_was(service: Serv
     assert ADDRESS not in str(event)
 
 
-async def test_a_repeated_request_is_answered_with_what_is_left_of_the_first_answer(
+async def test_repeated_request_gets_the_first_answer_without_erased_data(
     service: Service,
 ) -> None:
     api = service.api
@@ -165,7 +167,7 @@ async def test_a_repeated_request_is_answered_with_what_is_left_of_the_first_ans
     (await api.post("tasks", key("email"), title="other")).expect(409, "idempotency_mismatch")
 
 
-async def test_a_repeated_forgetting_is_answered_as_before(service: Service) -> None:
+async def test_repeated_forgetting_gets_the_first_answer(service: Service) -> None:
     api = service.api
     await fill(api)
     await api.post("emails", **{**EMAIL, "gmail_message_id": "g-2", "from_email": "bob@example.org"})
@@ -177,7 +179,7 @@ async def test_a_repeated_forgetting_is_answered_as_before(service: Service) -> 
 
 
 @pytest.mark.parametrize("subject", ["nobody@example.org", UNKNOWN, "☃", "x" * 1_000])
-async def test_nobody_can_be_forgotten_who_is_not_known(service: Service, subject: str) -> None:
+async def test_unknown_subject_is_not_found(service: Service, subject: str) -> None:
     await fill(service.api)
     head = await service.head()
     answer = await service.api.post("subjects/forget", subject=subject)
@@ -188,11 +190,11 @@ async def test_nobody_can_be_forgotten_who_is_not_known(service: Service, subjec
 @pytest.mark.parametrize(
     "body", [{}, {"subject": ""}, {"subject": 5}, {"subject": "a", "in_plain": 1}, {"subject": "a\n"}]
 )
-async def test_a_subject_must_be_named(service: Service, body: dict[str, Any]) -> None:
+async def test_request_must_have_one_valid_subject(service: Service, body: dict[str, Any]) -> None:
     (await service.api.post("subjects/forget", **body)).expect(422, "validation_failed")
 
 
-async def test_a_sender_can_be_forgotten_twice_who_wrote_again(service: Service) -> None:
+async def test_sender_who_writes_again_can_be_forgotten_again(service: Service) -> None:
     api = service.api
     await fill(api)
     await forget(api, ADDRESS)
@@ -204,7 +206,7 @@ async def test_a_sender_can_be_forgotten_twice_who_wrote_again(service: Service)
     assert await remains(service.dsn, [*PERSONAL[:4], "Another one"]) == []
 
 
-async def test_the_same_mail_found_again_brings_nothing_back(service: Service) -> None:
+async def test_logging_an_erased_email_again_restores_nothing(service: Service) -> None:
     await fill(service.api)
     await forget(service.api, ADDRESS)
     (await service.api.post("emails", **EMAIL)).expect(409, "email_exists")
@@ -212,7 +214,7 @@ async def test_the_same_mail_found_again_brings_nothing_back(service: Service) -
     (await service.api.post("subjects/forget", subject=ADDRESS)).expect(404, "subject_not_found")
 
 
-async def test_an_erased_e_mail_goes_on_without_a_payload(service: Service) -> None:
+async def test_erased_email_can_change_status_but_not_get_a_payload(service: Service) -> None:
     api = service.api
     email_id, _ = await fill(api)
     await forget(api, ADDRESS)
@@ -223,12 +225,12 @@ async def test_an_erased_e_mail_goes_on_without_a_payload(service: Service) -> N
     assert {name: done[name] for name in ERASED_EMAIL} == ERASED_EMAIL
 
 
-async def test_nobody_can_call_themselves_erased(service: Service) -> None:
+async def test_sender_cannot_be_the_erasure_mark(service: Service) -> None:
     answer = await service.api.post("emails", **{**EMAIL, "from_email": "(erased)"})
     assert answer.expect(422, "validation_failed")["errors"][0]["field"] == "from_email"
 
 
-async def test_what_was_in_plain_stays_and_that_is_said(database: str) -> None:
+async def test_unencrypted_data_is_kept_and_reported(database: str) -> None:
     async with running_service(database) as plain:
         email_id, message_id = await fill(plain.api)
         answer = await plain.api.post("subjects/forget", subject=ADDRESS)
@@ -244,7 +246,7 @@ async def test_what_was_in_plain_stays_and_that_is_said(database: str) -> None:
         assert shown[0]["id"] == email_id
 
 
-async def test_the_service_says_nothing_personal_in_its_log_or_figures(
+async def test_service_log_and_metrics_contain_no_personal_data(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -254,8 +256,8 @@ async def test_the_service_says_nothing_personal_in_its_log_or_figures(
     await service.api.patch(f"emails/{email_id}", payload="so very angry")
     await forget(service.api, ADDRESS)
     await forget(service.api, message_id)
-    told = caplog.text + str((await service.api.get("/metrics")).body)
-    assert not [text for text in PERSONAL if text in told]
+    readable = caplog.text + str((await service.api.get("/metrics")).body)
+    assert not [text for text in PERSONAL if text in readable]
 
 
 class TestBatches:
@@ -268,21 +270,21 @@ class TestBatches:
         results: list[dict[str, Any]] = answer["results"]
         return results
 
-    async def test_are_answered_again(self, service: Service) -> None:
+    async def test_repeated_batch_gets_the_first_answers(self, service: Service) -> None:
         first = await self._send(service, self._commands())
         assert [result["status"] for result in first] == [201, 201, 201]
         head = await service.head()
         assert await self._send(service, self._commands()) == first
         assert await service.head() == head
 
-    async def test_are_told_from_others(self, service: Service) -> None:
+    async def test_other_batch_with_the_same_key_is_refused(self, service: Service) -> None:
         await self._send(service, self._commands())
         for changed in (self._commands(subject="Another"), self._commands(category="sales"), []):
             commands = changed or self._commands()[:2]
             answer = await service.api.post("batch", key("b"), commands=commands)
             answer.expect(409, "idempotency_mismatch")
 
-    async def test_are_answered_with_what_is_left_when_somebody_was_forgotten(
+    async def test_repeated_batch_gets_the_first_answers_without_erased_data(
         self, service: Service
     ) -> None:
         first = await self._send(service, self._commands())
@@ -291,8 +293,10 @@ class TestBatches:
         assert again[0]["body"] == {**first[0]["body"], **ERASED_EMAIL}
         assert again[1:] == first[1:]
 
-    async def test_keep_nothing_of_one_command_that_tells_of_another(self, service: Service) -> None:
-        """What is kept of the task is the same whatever the e-mail beside it said."""
+    async def test_what_is_stored_for_a_command_reveals_nothing_of_the_others(
+        self, service: Service
+    ) -> None:
+        """What is stored for the task is the same, whatever the e-mail in the same batch contains."""
 
         async def kept(name: str, **changes: object) -> set[str]:
             commands = self._commands(**changes)
@@ -305,11 +309,11 @@ class TestBatches:
         one = await kept("one", gmail_message_id="g-1")
         other = await kept("other", gmail_message_id="g-1", subject="Another", from_email="bob@example.org")
         assert len(one) == 1
-        # The second e-mail is refused as known, so only the others' answers are kept.
+        # The second e-mail is refused because it exists, so only the answers to the others are stored.
         assert one == other
 
     @pytest.mark.parametrize("encrypt_first", [True, False])
-    async def test_are_known_again_by_a_process_with_other_settings(
+    async def test_repeated_batch_is_recognized_after_encryption_is_switched(
         self, database: str, encrypt_first: bool
     ) -> None:
         async with running_service(database, encrypt_payloads=encrypt_first) as one:
@@ -320,8 +324,8 @@ class TestBatches:
             changed.expect(409, "idempotency_mismatch")
 
 
-class TestTheCommand:
-    async def test_forgets_beside_a_running_service(self, service: Service, tmp_path: Path) -> None:
+class TestCommand:
+    async def test_forgets_beside_running_service(self, service: Service, tmp_path: Path) -> None:
         email_id, message_id = await fill(service.api)
         [line] = (await squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)).lines()
         assert line.startswith("forgotten: 1 e-mail (position ")
@@ -330,13 +334,11 @@ class TestTheCommand:
         assert line == f"forgotten: 1 message (position {position})"
         assert (await squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines() == [line]
         await service.api.get("events", min_position=position)
-        told = await all_that_is_told(service.api, email_id, position)
-        assert not [text for text in PERSONAL if text in told]
+        readable = await everything_readable(service.api, email_id, position)
+        assert not [text for text in PERSONAL if text in readable]
         assert await remains(service.dsn, PERSONAL) == []
 
-    async def test_forgets_in_the_tables_too_where_no_service_runs(
-        self, database: str, tmp_path: Path
-    ) -> None:
+    async def test_erases_tables_when_no_service_runs(self, database: str, tmp_path: Path) -> None:
         async with running_service(database, encrypt_payloads=True) as service:
             position = (await service.api.post("emails", **EMAIL)).expect(201)["position"]
             await service.api.get("emails", min_position=position)
@@ -344,7 +346,7 @@ class TestTheCommand:
         (await squad(tmp_path, "forget", ADDRESS, "--dsn", database)).lines()
         assert await remains(database, PERSONAL) == []
 
-    async def test_does_not_claim_that_tables_follow_which_stand_still(
+    async def test_fails_when_read_tables_are_stuck(
         self, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -352,13 +354,13 @@ class TestTheCommand:
         async with running_service(database, encrypt_payloads=True) as service:
             await service.api.post("emails", **EMAIL)
         async with connected(database) as connection:
-            # As if another process kept them, and stood still.
+            # As if another process were the active projector, and had stalled.
             await connection.execute(_TRY_LOCK)
             ended = await asyncio.to_thread(CliRunner().invoke, cli, ["forget", ADDRESS, "--dsn", database])
         assert isinstance(ended.exception, StartFailed)
         assert "but the read tables are stuck at" in str(ended.exception)
 
-    async def test_shows_what_was_erased(self, service: Service, tmp_path: Path) -> None:
+    async def test_events_command_does_not_show_erased_data(self, service: Service, tmp_path: Path) -> None:
         await fill(service.api)
         before = await squad(tmp_path, "events", "--dsn", service.dsn)
         assert "so very angry" in before.output
@@ -367,14 +369,16 @@ class TestTheCommand:
         assert not [text for text in PERSONAL[:4] if text in after.output]
         assert len(after.lines()) == await service.head()
 
-    async def test_fails_where_nobody_is_called_that(self, service: Service, tmp_path: Path) -> None:
+    async def test_fails_when_subject_is_unknown_or_invalid(self, service: Service, tmp_path: Path) -> None:
         for subject in ("nobody@example.org", UNKNOWN):
             ended = await squad(tmp_path, "forget", subject, "--dsn", service.dsn)
             assert ended.complaint() == "there is no such sender, and no message with that id"
         ended = await squad(tmp_path, "forget", "", "--dsn", service.dsn)
         assert ended.complaint().startswith("subject is ''")
 
-    async def test_claims_nothing_of_what_is_in_plain(self, database: str, tmp_path: Path) -> None:
+    async def test_fails_and_reports_emails_that_were_logged_unencrypted(
+        self, database: str, tmp_path: Path
+    ) -> None:
         async with running_service(database) as plain:
             await fill(plain.api)
         ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)

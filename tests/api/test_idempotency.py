@@ -1,4 +1,4 @@
-"""The same key and body again gives the first answer again, whatever has happened since."""
+"""A request repeated with its idempotency key gets the first answer, whatever has happened since."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ CLAIM = {"agent": "bob", "action": "archive", "resources": {"emailId": "e"}}
 RESERVATION = {"agent": "bob", "tokens": 10**9}
 
 
-def _said(answer: Answer) -> tuple[int, object, str | None, str]:
+def _content(answer: Answer) -> tuple[int, object, str | None, str]:
     headers = answer.headers
     return answer.status, answer.body, headers.get("Retry-After"), headers["Content-Type"]
 
 
-async def test_a_repeated_post_is_answered_as_before_and_happens_once(service: Service) -> None:
+async def test_repeated_post_gets_the_first_answer_and_takes_effect_once(service: Service) -> None:
     first = await service.api.post("messages", KEY, from_agent="ada", message="hello")
     head = await service.head()
     again = await service.api.post("messages", KEY, from_agent="ada", message="hello")
-    assert _said(again) == _said(first)
+    assert _content(again) == _content(first)
     assert await service.head() == head
 
 
-async def test_repeats_at_the_same_moment_happen_once(api: Api) -> None:
+async def test_concurrent_repeats_take_effect_once(api: Api) -> None:
     answers = await asyncio.gather(
         *(api.post("messages", KEY, from_agent="ada", message="hello") for _ in range(20))
     )
-    assert len({str(_said(answer)) for answer in answers}) == 1
+    assert len({str(_content(answer)) for answer in answers}) == 1
     assert len((await api.get("messages")).expect(200)["items"]) == 1
 
 
-async def test_answers_and_refusals_outlive_the_service(database: str) -> None:
+async def test_answers_and_refusals_survive_a_restart(database: str) -> None:
     async with running_service(database) as service:
         api = service.api
         held = (await api.post("operations", **{**CLAIM, "agent": "ada"})).expect(201)
@@ -52,16 +52,16 @@ async def test_answers_and_refusals_outlive_the_service(database: str) -> None:
         api = service.api
         head = await service.head()
         again = await api.post("messages", {"Idempotency-Key": "sent"}, from_agent="ada", message="m")
-        assert _said(again) == _said(sent)
-        assert _said(await api.post("operations", {"Idempotency-Key": "conflict"}, **CLAIM)) == _said(
+        assert _content(again) == _content(sent)
+        assert _content(await api.post("operations", {"Idempotency-Key": "conflict"}, **CLAIM)) == _content(
             conflict
         )
         repeated = await api.post("budget/reservations", {"Idempotency-Key": "denied"}, **RESERVATION)
-        assert _said(repeated) == _said(denied)
+        assert _content(repeated) == _content(denied)
         assert await service.head() == head
 
 
-async def test_another_body_or_path_with_the_same_key_is_refused(service: Service) -> None:
+async def test_other_body_or_path_with_the_same_key_is_refused(service: Service) -> None:
     api = service.api
     (await api.post("messages", KEY, from_agent="ada", message="hello")).expect(201)
     head = await service.head()
@@ -73,11 +73,11 @@ async def test_another_body_or_path_with_the_same_key_is_refused(service: Servic
     assert await service.head() == head
 
 
-async def test_the_facade_takes_keys(service: Service) -> None:
+async def test_seed_facade_accepts_idempotency_keys(service: Service) -> None:
     message = {"action": "orchestrator-message", "fromAgent": "ada", "message": "hello"}
     first = await service.api.post("/api/squad", KEY, **message)
     head = await service.head()
-    assert _said(await service.api.post("/api/squad", KEY, **message)) == _said(first)
+    assert _content(await service.api.post("/api/squad", KEY, **message)) == _content(first)
     assert await service.head() == head
 
 
@@ -90,9 +90,9 @@ async def test_the_facade_takes_keys(service: Service) -> None:
         ("messages", {"wrong": True}),
     ],
 )
-async def test_where_nothing_happens_a_key_changes_nothing(
+async def test_key_has_no_effect_when_request_appends_nothing(
     api: Api, path: str, body: dict[str, object]
 ) -> None:
     without = await api.post(path, **body)
-    assert _said(await api.post(path, KEY, **body)) == _said(without)
-    assert _said(await api.post(path, KEY, **body)) == _said(without)
+    assert _content(await api.post(path, KEY, **body)) == _content(without)
+    assert _content(await api.post(path, KEY, **body)) == _content(without)

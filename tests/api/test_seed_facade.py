@@ -26,7 +26,7 @@ async def _overview(api: Api, **filters: object) -> dict[str, Any]:
     return (await api.get("/api/squad", **filters)).expect(200)
 
 
-async def test_the_status_has_the_seeds_shape(api: Api) -> None:
+async def test_status_has_the_format_of_the_seed(api: Api) -> None:
     await api.post("budget/usage", agent="email_agent", tokens=450)
     await api.post("budget/reservations", agent="quote_agent", tokens=50)
     resources = {"emailId": "email-123", "customerId": "c7"}
@@ -50,7 +50,7 @@ async def test_the_status_has_the_seeds_shape(api: Api) -> None:
     assert status["timestamp"].endswith("Z")
 
 
-async def test_a_long_answer_reads_as_a_short_one_does(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_answers_equal_short_ones(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         await api.post("operations", agent=f"a{number}", action="x", resources={"emailId": f"e{number}"})
         await api.post("budget/usage", agent=f"a{number}", tokens=10 + number)
@@ -65,14 +65,14 @@ async def test_a_long_answer_reads_as_a_short_one_does(api: Api, monkeypatch: py
     assert await answers() == short
 
 
-async def test_a_resource_kind_never_hides_what_an_operation_is(api: Api) -> None:
+async def test_resource_kinds_do_not_hide_fields_of_operation(api: Api) -> None:
     resources = {"id": "x", "agents": "y", "action": "z"}
     held = await api.post("operations", agent="ada", action="respond", resources=resources)
     [shown] = (await _status(api))["activeOperations"]
     assert (shown["id"], shown["agents"], shown["action"]) == (held.body["id"], ["ada"], "respond")
 
 
-async def test_everything_has_the_columns_of_the_seeds_tables(api: Api) -> None:
+async def test_overview_has_the_columns_of_the_seeds_tables(api: Api) -> None:
     message = {"action": "orchestrator-message", "fromAgent": "ada", "message": "hello", "data": {"a": 1}}
     sent = (await api.post("/api/squad", **message)).expect(200)
     assert (sent["success"], sent["message"]) == (True, "Message sent")
@@ -91,7 +91,7 @@ async def test_everything_has_the_columns_of_the_seeds_tables(api: Api) -> None:
     assert activity["position"] == sent["position"]
 
 
-async def test_everything_shows_the_newest_first_and_no_more_than_the_newest(api: Api) -> None:
+async def test_overview_shows_only_the_newest_entries_and_newest_first(api: Api) -> None:
     commands = [
         {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "a", "message": f"m{n}"}}
         for n in range(60)
@@ -102,7 +102,7 @@ async def test_everything_shows_the_newest_first_and_no_more_than_the_newest(api
     assert [row["title"] for row in shown["tasks"]] == [f"t{n}" for n in range(109, 9, -1)]
 
 
-async def test_everything_shows_fewer_of_the_newest_where_they_are_large(
+async def test_overview_shows_fewer_entries_when_they_are_large(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(squad, "NEWEST_BYTES", 100_000)
@@ -114,7 +114,7 @@ async def test_everything_shows_fewer_of_the_newest_where_they_are_large(
     assert [row["title"] for row in shown["tasks"]] == ["t4", "t3", "t2"]
 
 
-async def test_filters_by_agent(api: Api) -> None:
+async def test_overview_is_filtered_by_agent_name_and_role(api: Api) -> None:
     await api.put("agents/ada", role="writer")
     await api.put("agents/bob", role="writer")
     await api.put("agents/eve", role="editor")
@@ -138,7 +138,7 @@ async def test_filters_by_agent(api: Api) -> None:
     assert await found(agentType="nobody's role") == ([], [], [])
 
 
-async def test_filters_by_day_and_by_moment(api: Api) -> None:
+async def test_overview_is_filtered_by_day_and_time(api: Api) -> None:
     created = (await api.post("tasks", title="today")).expect(201)["created_at"]
     await api.post("messages", from_agent="ada", message="today")
     moment = datetime.fromisoformat(created)
@@ -158,7 +158,7 @@ async def test_filters_by_day_and_by_moment(api: Api) -> None:
     assert await found(dateTo="9998-12-31") == (1, 1)
 
 
-async def test_starting_and_shutting_down_twice_changes_nothing_more(service: Service) -> None:
+async def test_repeated_init_or_shutdown_appends_nothing(service: Service) -> None:
     for action, message in ((SHUTDOWN, "Orchestrator shut down"), (INIT, "Orchestrator initialized")):
         first = (await service.api.post("/api/squad", **action)).expect(200)
         assert (first["success"], first["message"]) == (True, message)
@@ -167,7 +167,7 @@ async def test_starting_and_shutting_down_twice_changes_nothing_more(service: Se
         assert await service.head() == head
 
 
-async def test_shut_down_reads_and_messages_still_work_and_a_restart_changes_nothing(database: str) -> None:
+async def test_shutdown_survives_restart_and_still_allows_reads_and_messages(database: str) -> None:
     async with running_service(database) as service:
         await service.api.post("/api/squad", **SHUTDOWN)
     async with running_service(database) as service:
@@ -205,6 +205,6 @@ async def test_tasks_are_created_and_changed(api: Api) -> None:
     assert shown["status"] == "completed"
 
 
-async def test_column_names_are_understood_as_well_and_unknown_fields_are_let_pass(api: Api) -> None:
+async def test_column_names_are_accepted_and_unknown_fields_ignored(api: Api) -> None:
     created = await api.post("/api/squad", title="Answer", assigned_agent="ada", color="red")
     assert created.expect(200)["task"]["assigned_agent"] == "ada"
