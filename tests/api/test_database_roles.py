@@ -1,4 +1,4 @@
-"""Three roles at the database: one made the schema, one serves, one looks. And one that was not let in."""
+"""Database roles: the owner of the schema, the service, a reader, and a role without access."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
 
 READ_TABLES = [table.name for projection in PROJECTIONS for table in projection.tables]
-NOBODYS = [
+FORBIDDEN_TO_BOTH = [
     "UPDATE events SET actor = 'nobody'",
     "DELETE FROM events",
     "TRUNCATE events",
@@ -51,8 +51,8 @@ NOBODYS = [
     "CREATE TEMPORARY TABLE t (data jsonb);"
     " CREATE TRIGGER t AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION destroy_key()",
 ]
-"""What neither of the guests may do."""
-NO_READERS: list[LiteralString] = [
+"""What neither the service's role nor the reader's may do."""
+FORBIDDEN_TO_READER: list[LiteralString] = [
     "INSERT INTO events (position) VALUES (1)",
     "SELECT append_events(0, now(), now(), 0, '', '', '', '', '', '', '', '', '', '', '')",
     "SELECT * FROM subject_keys",
@@ -61,7 +61,7 @@ NO_READERS: list[LiteralString] = [
     "DELETE FROM snapshots",
     "BEGIN; LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE",
 ]
-NEITHER_ALLOWED_NOR_POSSIBLE = (pg.InsufficientPrivilege, pg.RestrictViolation)
+REJECTED = (pg.InsufficientPrivilege, pg.RestrictViolation)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def roles(postgres: PostgresServer) -> Iterator[Roles]:
 
 
 @pytest.fixture
-async def applied(roles: Roles, tmp_path: Path) -> Roles:
-    """The owner has made the schema and let the others in."""
+async def granted(roles: Roles, tmp_path: Path) -> Roles:
+    """Roles to which the owner has granted access, after creating the schema."""
     arguments = ("--service", roles.service.name, "--reader", roles.reader.name)
     ended = await squad(tmp_path, "schema", "apply", "--dsn", roles.owner.dsn, *arguments)
     assert ended.lines() == [
@@ -83,7 +83,7 @@ async def applied(roles: Roles, tmp_path: Path) -> Roles:
     return roles
 
 
-async def _live(api: Api) -> None:
+async def _use_api(api: Api) -> None:
     (await api.put("agents/ada", role="writer")).expect(200)
     (await api.post("messages", {"Idempotency-Key": "k"}, from_agent="ada", message="hello")).expect(201)
     (await api.post("operations", agent="ada", action="a", resources={"emailId": "e"})).expect(201)
@@ -96,43 +96,43 @@ async def _live(api: Api) -> None:
     assert shown["from_email"] == "(erased)"
 
 
-async def test_a_service_lives_a_whole_life_with_the_services_role(applied: Roles) -> None:
-    async with running_service(applied.service.dsn, encrypt_payloads=True) as service:
-        await _live(service.api)
-        await eventually(lambda: projected_to_head(applied.admin))
-        rebuilt = await rebuild(applied.service.dsn, SCHEMA)
+async def test_service_works_fully_with_service_role(granted: Roles) -> None:
+    async with running_service(granted.service.dsn, encrypt_payloads=True) as service:
+        await _use_api(service.api)
+        await eventually(lambda: projected_to_head(granted.admin))
+        rebuilt = await rebuild(granted.service.dsn, SCHEMA)
         assert not any(table.written or table.removed for table in rebuilt.tables)
         (await service.api.get("state", at=5)).expect(200)
-    async with connected(applied.admin) as connection:
-        # The sender's key was destroyed by the event that says so, and by nobody else.
+    async with connected(granted.admin) as connection:
+        # The event itself destroyed the sender's key; the service's role may not.
         row = await (
             await connection.execute("SELECT count(*) FROM subject_keys WHERE subject IS NOT NULL")
         ).fetchone()
         assert row == (0,)
-    await assert_log_is_sound(applied.admin)
-    assert await assert_tables_equal_fold(applied.admin) > 5
+    await assert_log_is_sound(granted.admin)
+    assert await assert_tables_equal_fold(granted.admin) > 5
 
 
-async def test_a_replay_of_the_services_role_says_which_indexes_it_cannot_make(applied: Roles) -> None:
-    async with running_service(applied.service.dsn) as service:
+async def test_rebuild_by_service_role_reports_indexes_it_cannot_create(granted: Roles) -> None:
+    async with running_service(granted.service.dsn) as service:
         (await service.api.post("messages", from_agent="ada", message="hello")).expect(201)
-        await eventually(lambda: projected_to_head(applied.admin))
-    async with connected(applied.owner.dsn) as connection:
+        await eventually(lambda: projected_to_head(granted.admin))
+    async with connected(granted.owner.dsn) as connection:
         await connection.execute("DROP INDEX squad_messages_from")
         await connection.execute("DELETE FROM squad_messages")
-    rebuilt = await rebuild(applied.service.dsn, SCHEMA)
+    rebuilt = await rebuild(granted.service.dsn, SCHEMA)
     assert [index.name for index in rebuilt.lost] == ["squad_messages_from"]
-    assert await compare(applied.reader.dsn, SCHEMA) == []
-    assert (await rebuild(applied.owner.dsn, SCHEMA)).lost == ()
+    assert await compare(granted.reader.dsn, SCHEMA) == []
+    assert (await rebuild(granted.owner.dsn, SCHEMA)).lost == ()
 
 
-async def test_a_reader_is_told_of_the_log_where_the_tables_are_sealed(
-    applied: Roles, tmp_path: Path
+async def test_verify_by_reader_checks_all_but_the_tables_when_they_are_encrypted(
+    granted: Roles, tmp_path: Path
 ) -> None:
-    async with running_service(applied.service.dsn, encrypt_payloads=True) as service:
+    async with running_service(granted.service.dsn, encrypt_payloads=True) as service:
         (await service.api.post("messages", from_agent="ada", message="hello")).expect(201)
-        await eventually(lambda: projected_to_head(applied.admin))
-    ended = await squad(tmp_path, "verify", "--dsn", applied.reader.dsn)
+        await eventually(lambda: projected_to_head(granted.admin))
+    ended = await squad(tmp_path, "verify", "--dsn", granted.reader.dsn)
     assert (ended.code, ended.errors) == (1, "")
     [failed] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
     assert failed == (
@@ -141,26 +141,26 @@ async def test_a_reader_is_told_of_the_log_where_the_tables_are_sealed(
     )
 
 
-async def test_squad_up_runs_with_an_unprivileged_role(applied: Roles) -> None:
-    async with squad_up(dsn=applied.service.dsn) as service:
+async def test_squad_up_runs_with_unprivileged_role(granted: Roles) -> None:
+    async with squad_up(dsn=granted.service.dsn) as service:
         await eventually(service.is_ready)
 
 
-@pytest.mark.parametrize("statement", NOBODYS)
+@pytest.mark.parametrize("statement", FORBIDDEN_TO_BOTH)
 @pytest.mark.parametrize("who", ["service", "reader"])
-async def test_no_guest_changes_the_log_or_what_guards_it(
+async def test_service_and_reader_cannot_change_log_or_its_protection(
     shared_roles: Roles, who: str, statement: str
 ) -> None:
     async with connected(getattr(shared_roles, who).dsn) as connection:
-        with pytest.raises(NEITHER_ALLOWED_NOR_POSSIBLE):
+        with pytest.raises(REJECTED):
             await connection.execute(statement.encode())
 
 
-async def test_a_reader_sees_all_and_changes_nothing(shared_roles: Roles) -> None:
+async def test_reader_can_read_tables_and_change_nothing(shared_roles: Roles) -> None:
     async with connected(shared_roles.reader.dsn) as connection:
         for name in ("events", "projections", "snapshots", "schema_info", *READ_TABLES):
             await connection.execute(f"SELECT * FROM {name}".encode())
-        for statement in NO_READERS:
+        for statement in FORBIDDEN_TO_READER:
             with pytest.raises(pg.InsufficientPrivilege):
                 await connection.execute(statement)
             await connection.rollback()
@@ -171,50 +171,53 @@ async def test_a_reader_sees_all_and_changes_nothing(shared_roles: Roles) -> Non
 
 
 @pytest.mark.parametrize("as_what", ["--reader", "--service"])
-async def test_no_guest_lets_others_in(applied: Roles, tmp_path: Path, as_what: str) -> None:
-    guest, other = applied.service, applied.stranger.name
-    ended = await squad(tmp_path, "schema", "apply", "--dsn", guest.dsn, as_what, other)
-    assert f"{guest.name!r} does not own the schema 'squad', so it cannot grant access" in ended.complaint()
+async def test_service_role_cannot_grant_access(granted: Roles, tmp_path: Path, as_what: str) -> None:
+    service_role, other = granted.service, granted.stranger.name
+    ended = await squad(tmp_path, "schema", "apply", "--dsn", service_role.dsn, as_what, other)
+    assert (
+        f"{service_role.name!r} does not own the schema 'squad', so it cannot grant access"
+        in ended.complaint()
+    )
     assert ended.output == ""
 
 
-async def test_a_stranger_is_told_that_it_was_not_let_in(applied: Roles, tmp_path: Path) -> None:
-    ended = await squad(tmp_path, "status", "--dsn", applied.stranger.dsn)
-    assert f"{applied.stranger.name!r} was not granted access to the schema 'squad'" in ended.complaint()
+async def test_status_reports_that_role_has_no_access(granted: Roles, tmp_path: Path) -> None:
+    ended = await squad(tmp_path, "status", "--dsn", granted.stranger.dsn)
+    assert f"{granted.stranger.name!r} was not granted access to the schema 'squad'" in ended.complaint()
 
 
-async def test_a_stranger_sees_nothing(shared_roles: Roles) -> None:
+async def test_role_without_access_cannot_read_events(shared_roles: Roles) -> None:
     async with await psycopg.AsyncConnection.connect(shared_roles.stranger.dsn) as connection:
         with pytest.raises(pg.InsufficientPrivilege):
             await connection.execute("SELECT * FROM squad.events")
 
 
-async def test_grants_made_by_mistake_do_not_get_past_row_level_security(applied: Roles) -> None:
-    async with running_service(applied.service.dsn, encrypt_payloads=True) as service:
+async def test_row_level_security_holds_despite_mistaken_grants(granted: Roles) -> None:
+    async with running_service(granted.service.dsn, encrypt_payloads=True) as service:
         await service.api.post("messages", from_agent="ada", message="hello")
-        await eventually(lambda: projected_to_head(applied.admin))
-    async with connected(applied.owner.dsn) as owner:
-        role = applied.reader.name
+        await eventually(lambda: projected_to_head(granted.admin))
+    async with connected(granted.owner.dsn) as owner:
+        role = granted.reader.name
         await owner.execute(
             f"GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA squad TO {role}".encode()
         )
-        await owner.execute(f"GRANT UPDATE, DELETE ON events TO {applied.service.name}".encode())
-    async with connected(applied.reader.dsn) as reader:
+        await owner.execute(f"GRANT UPDATE, DELETE ON events TO {granted.service.name}".encode())
+    async with connected(granted.reader.dsn) as reader:
         assert await (await reader.execute("SELECT * FROM subject_keys")).fetchall() == []
-        # Also where it has a table of its own that bears the log's name.
+        # Even if it has a temporary table with the name of the log.
         await reader.execute("CREATE TEMPORARY TABLE events (n integer)")
         assert await (await reader.execute("SELECT * FROM squad.subject_keys")).fetchall() == []
         for statement in ("UPDATE squad_messages SET message = ''", "DELETE FROM squad_messages"):
             assert (await reader.execute(statement.encode())).rowcount == 0
         assert (await reader.execute("DELETE FROM subject_keys")).rowcount == 0
-    async with connected(applied.service.dsn) as connection:
+    async with connected(granted.service.dsn) as connection:
         for statement in ("UPDATE events SET actor = 'x'", "DELETE FROM events"):
             with pytest.raises(pg.RestrictViolation):
                 await connection.execute(statement.encode())
-    assert await assert_tables_equal_fold(applied.admin) > 0
+    assert await assert_tables_equal_fold(granted.admin) > 0
 
 
-async def test_every_table_has_its_policies(shared_roles: Roles) -> None:
+async def test_every_table_has_row_level_security_policies(shared_roles: Roles) -> None:
     async with connected(shared_roles.admin) as connection:
         cursor = await connection.execute(
             "SELECT c.relname, c.relrowsecurity, (SELECT count(*) FROM pg_policy WHERE polrelid = c.oid)"
@@ -225,55 +228,59 @@ async def test_every_table_has_its_policies(shared_roles: Roles) -> None:
     assert all(secured and policies for _, secured, policies in found), found
 
 
-async def test_a_table_that_was_dropped_and_replayed_is_everybodys_again(applied: Roles) -> None:
-    async with running_service(applied.service.dsn) as service:
+async def test_table_that_was_dropped_and_rebuilt_has_its_grants_again(granted: Roles) -> None:
+    async with running_service(granted.service.dsn) as service:
         await service.api.post("tasks", title="t")
-        await eventually(lambda: projected_to_head(applied.admin))
-    async with connected(applied.owner.dsn) as owner:
+        await eventually(lambda: projected_to_head(granted.admin))
+    async with connected(granted.owner.dsn) as owner:
         await owner.execute("DROP TABLE squad_tasks")
-    await rebuild(applied.owner.dsn, SCHEMA)
-    async with connected(applied.reader.dsn) as reader:
+    await rebuild(granted.owner.dsn, SCHEMA)
+    async with connected(granted.reader.dsn) as reader:
         assert len(await (await reader.execute("SELECT * FROM squad_tasks")).fetchall()) == 1
-    async with running_service(applied.service.dsn) as service:
+    async with running_service(granted.service.dsn) as service:
         task = (await service.api.post("tasks", title="another")).expect(201)
         items = (await service.api.get("tasks", min_position=task["position"])).expect(200)["items"]
         assert len(items) == 2
 
 
-async def test_an_upgrade_lets_in_whom_it_found(applied: Roles, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upgrade_grants_access_to_roles_that_had_it(
+    granted: Roles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, next_version = schema.schema_sql(), schema.SCHEMA_VERSION + 1
     later = f"\n-- @upgrade {next_version}\nCREATE TABLE later (n integer);\nSELECT settle_access();\n"
     monkeypatch.setattr(schema, "schema_sql", lambda: whole + later)
     monkeypatch.setattr(schema, "SCHEMA_VERSION", next_version)
     with pytest.raises(PermissionDenied, match="have the owner run `squad schema apply"):
-        await schema.apply(applied.service.dsn, SCHEMA)
-    await schema.apply(applied.owner.dsn, SCHEMA)
-    async with connected(applied.service.dsn) as connection:
+        await schema.apply(granted.service.dsn, SCHEMA)
+    await schema.apply(granted.owner.dsn, SCHEMA)
+    async with connected(granted.service.dsn) as connection:
         await connection.execute("INSERT INTO later VALUES (1)")
-    async with connected(applied.reader.dsn) as connection:
+    async with connected(granted.reader.dsn) as connection:
         assert await (await connection.execute("SELECT n FROM later")).fetchall() == [(1,)]
         with pytest.raises(pg.InsufficientPrivilege):
             await connection.execute("INSERT INTO later VALUES (2)")
 
 
-async def test_who_was_not_let_in_is_told_what_is_to_be_done(applied: Roles, tmp_path: Path) -> None:
-    said = await refused_start(dsn=applied.stranger.dsn)
-    assert f"squad schema apply --service {applied.stranger.name}" in said
-    said = await refused_start(dsn=applied.reader.dsn)
-    assert f"squad schema apply --service {applied.reader.name}" in said
-    assert "Traceback" not in said
+async def test_missing_access_is_reported_with_the_command_that_grants_it(
+    granted: Roles, tmp_path: Path
+) -> None:
+    error = await refused_start(dsn=granted.stranger.dsn)
+    assert f"squad schema apply --service {granted.stranger.name}" in error
+    error = await refused_start(dsn=granted.reader.dsn)
+    assert f"squad schema apply --service {granted.reader.name}" in error
+    assert "Traceback" not in error
     unknown = await squad(
-        tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, "--reader", "no_such_role"
+        tmp_path, "schema", "apply", "--dsn", granted.owner.dsn, "--reader", "no_such_role"
     )
     assert "no_such_role" in unknown.complaint()
-    strange = await squad(
-        tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, "--reader", 'x"; DROP SCHEMA squad; --'
+    injection = await squad(
+        tmp_path, "schema", "apply", "--dsn", granted.owner.dsn, "--reader", 'x"; DROP SCHEMA squad; --'
     )
-    assert "does not exist" in strange.complaint()
+    assert "does not exist" in injection.complaint()
 
 
-async def test_the_owner_is_not_let_in(applied: Roles, tmp_path: Path) -> None:
-    dsn, name = applied.owner.dsn, applied.owner.name
+async def test_owner_cannot_be_granted_access_as_service_or_reader(granted: Roles, tmp_path: Path) -> None:
+    dsn, name = granted.owner.dsn, granted.owner.name
     for option in ("--service", "--reader"):
         ended = await squad(tmp_path, "schema", "apply", "--dsn", dsn, option, name)
         assert "owns the schema" in ended.complaint()
@@ -284,40 +291,40 @@ async def test_the_owner_is_not_let_in(applied: Roles, tmp_path: Path) -> None:
     assert row == (True,)
 
 
-async def test_a_reader_uses_the_commands_that_only_look(applied: Roles, tmp_path: Path) -> None:
-    async with running_service(applied.service.dsn) as service:
+async def test_reader_can_use_commands_that_only_read(granted: Roles, tmp_path: Path) -> None:
+    async with running_service(granted.service.dsn) as service:
         await service.api.post("messages", from_agent="ada", message="hello")
-        await eventually(lambda: projected_to_head(applied.admin))
+        await eventually(lambda: projected_to_head(granted.admin))
         head = await service.head()
     for command in (["events"], ["status"], ["verify"], ["state"], ["explain", str(head)], ["jobs"]):
-        ended = await squad(tmp_path, *command, "--dsn", applied.reader.dsn)
+        ended = await squad(tmp_path, *command, "--dsn", granted.reader.dsn)
         assert ended.code == 0, (command, ended)
-    refused = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", applied.reader.dsn)
-    assert f"squad schema apply --service {applied.reader.name}" in refused.complaint()
+    refused = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", granted.reader.dsn)
+    assert f"squad schema apply --service {granted.reader.name}" in refused.complaint()
 
 
 @pytest.fixture(scope="module")
 def shared_roles(postgres: PostgresServer) -> Iterator[Roles]:
-    """One set for all tests that leave it as it is."""
+    """Roles with access, shared by all tests that change nothing."""
     with new_roles(postgres) as made:
         grantees: list[schema.Grantee] = [(made.service.name, "service"), (made.reader.name, "reader")]
         run_apart(schema.apply(made.owner.dsn, SCHEMA, grantees))
         yield made
 
 
-async def test_only_the_owner_imports(applied: Roles, tmp_path: Path) -> None:
+async def test_only_owner_can_import(granted: Roles, tmp_path: Path) -> None:
     file = str(tmp_path / "log.jsonl")
-    async with running_service(applied.service.dsn):
-        await eventually(lambda: projected_to_head(applied.admin))
+    async with running_service(granted.service.dsn):
+        await eventually(lambda: projected_to_head(granted.admin))
     export = await squad(
-        tmp_path, "export", file, "--without-keys", "--dsn", applied.reader.dsn, SQUAD_SCHEMA="squad"
+        tmp_path, "export", file, "--without-keys", "--dsn", granted.reader.dsn, SQUAD_SCHEMA="squad"
     )
     assert export.code == 0, export
-    arguments = ("--service", applied.service.name)
+    arguments = ("--service", granted.service.name)
     other = {"SQUAD_SCHEMA": "another"}
-    made = await squad(tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, *arguments, **other)
+    made = await squad(tmp_path, "schema", "apply", "--dsn", granted.owner.dsn, *arguments, **other)
     assert made.code == 0, made
-    refused = await squad(tmp_path, "import", file, "--dsn", applied.service.dsn, **other)
+    refused = await squad(tmp_path, "import", file, "--dsn", granted.service.dsn, **other)
     assert "only the owner" in refused.errors
-    imported = await squad(tmp_path, "import", file, "--dsn", applied.owner.dsn, **other)
+    imported = await squad(tmp_path, "import", file, "--dsn", granted.owner.dsn, **other)
     assert imported.code == 0, imported

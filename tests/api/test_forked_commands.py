@@ -1,4 +1,4 @@
-"""Forks, which most tests have for the command, are what the installed command is when it runs."""
+"""The forks that most tests run in place of the installed command behave exactly like it."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="commands are forked on Linux only")
 
-SEEN = ("Umask", "SigBlk", "SigIgn", "SigCgt", "NSpgid", "NSsid", "Threads", "NoNewPrivs")
+STATUS_FIELDS = ("Umask", "SigBlk", "SigIgn", "SigCgt", "NSpgid", "NSsid", "Threads", "NoNewPrivs")
 
 
 @pytest.fixture
-async def both(database: str, tmp_path: Path) -> AsyncIterator[list[Process]]:
-    """A fork and an installed command that do the same, both in the middle of it."""
+async def fork_and_installed(database: str, tmp_path: Path) -> AsyncIterator[list[Process]]:
+    """A fork and an installed command, both running with the same arguments."""
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(joined("ada"))
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(joined("ada"))
     arguments = ("events", "--follow", "--json", "--dsn", database)
     settings = {"SQUAD_SCHEMA": "squad"}
-    both: list[Process] = [
+    fork_and_installed: list[Process] = [
         await start(tmp_path, *arguments, **settings),
         await start(tmp_path, *arguments, command=SQUAD, **settings),
     ]
-    for process in both:
+    for process in fork_and_installed:
         assert process.stdout
         assert await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
-    yield both
-    for process in both:
+    yield fork_and_installed
+    for process in fork_and_installed:
         if process.returncode is None:
             process.kill()
             await process.communicate()
 
 
-def _seen(pid: int) -> dict[str, Any]:
-    """What the system says about a process."""
+def _process_state(pid: int) -> dict[str, Any]:
+    """What the kernel reports about a process."""
     place = Path("/proc", str(pid))
     status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
     opened = {int(entry.name): str(entry.readlink()) for entry in (place / "fd").iterdir()}
     kinds = {number: re.sub(r"\d+", "", what) for number, what in opened.items()}
     return {
-        **{name: status[name] for name in SEEN},
+        **{name: status[name] for name in STATUS_FIELDS},
         "folder": (place / "cwd").readlink(),
         "limits": (place / "limits").read_text(),
         "streams": [kinds.pop(number) for number in range(3)],
@@ -64,22 +64,26 @@ def _seen(pid: int) -> dict[str, Any]:
     }
 
 
-async def test_they_are_alike(both: list[Process]) -> None:
-    fork, installed = both
+async def test_fork_has_the_same_process_state_as_installed_command(
+    fork_and_installed: list[Process],
+) -> None:
+    fork, installed = fork_and_installed
     assert isinstance(fork, ForkedWithPipes)
     assert not isinstance(installed, ForkedWithPipes)
-    assert _seen(fork.pid) == _seen(installed.pid)
+    assert _process_state(fork.pid) == _process_state(installed.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-async def test_they_end_alike(both: list[Process], number: signal.Signals) -> None:
-    for process in both:
+async def test_fork_ends_like_installed_command_on_signal(
+    fork_and_installed: list[Process], number: signal.Signals
+) -> None:
+    for process in fork_and_installed:
         process.send_signal(number)
-    fork, installed = [await end(process) for process in both]
+    fork, installed = [await end(process) for process in fork_and_installed]
     assert fork == installed
 
 
-async def test_each_is_another_process_that_leaves_nothing(tmp_path: Path) -> None:
+async def test_each_fork_is_its_own_process_and_is_reaped(tmp_path: Path) -> None:
     forks = [await start(tmp_path, "--version") for _ in range(2)]
     for fork in forks:
         assert (await end(fork)).output.startswith("squad, version ")
@@ -87,7 +91,7 @@ async def test_each_is_another_process_that_leaves_nothing(tmp_path: Path) -> No
     assert not any(psutil.pid_exists(fork.pid) for fork in forks)
 
 
-async def test_a_variable_that_python_reads_itself_is_for_the_installed_command(tmp_path: Path) -> None:
+async def test_installed_command_is_run_for_variable_that_python_reads(tmp_path: Path) -> None:
     process = await start(tmp_path, "--version", PYTHONVERBOSE="1")
     assert "import 'encodings'" in (await end(process)).errors
     assert (await squad(tmp_path, "--version")).errors == ""

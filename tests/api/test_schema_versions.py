@@ -1,4 +1,4 @@
-"""Commands at a database whose schema is of another version: each says so, and does nothing."""
+"""Commands on a database whose schema has another version: each reports that, and does nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST_SCHEMA = Path(__file__).parent.parent / "golden" / "schema.v1.sql"
         *("whatif --daily-tokens 1", "keys list", "forget a@example.org", "checkpoint --key squad.key"),
     ],
 )
-def test_a_schema_of_another_version_is_told_in_one_line(
+def test_other_schema_version_is_reported_in_one_line(
     empty_database: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,6 +1,6 @@
-"""Commands that are told to end before they have: what they made for themselves goes with them.
+"""Commands that a signal ends early: they remove what they created for themselves.
 
-All are the installed command.
+All tests run the installed command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 _PIPE_BYTES = 64 * 1024
-FOR_LONG = ("bench", "--seconds", "60")
+LONG_COMMAND = ("bench", "--seconds", "60")
 
 
 @pytest.fixture
@@ -42,44 +42,46 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_the_embedded_postgres_is_stopped(
+async def test_embedded_postgres_is_stopped_on_signal(
     folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    async with squad_command(*FOR_LONG, "--data", str(folder), cwd=tmp_path, command=SQUAD) as process:
+    async with squad_command(*LONG_COMMAND, "--data", str(folder), cwd=tmp_path, command=SQUAD) as process:
         await eventually(lambda: postmaster_pid(folder), within_seconds=60)
         process.send_signal(number)
         assert (await end(process)).code == 128 + number
     assert postmaster_pid(folder) is None
 
 
-async def test_a_schema_of_its_own_is_removed_also_where_it_is_told_twice(
+async def test_temporary_schema_is_removed_even_after_a_second_signal(
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection:
-        async with squad_command(*FOR_LONG, "--dsn", database, cwd=tmp_path, command=SQUAD) as process:
-            await eventually(partial(_is_there, connection), within_seconds=60)
+        async with squad_command(*LONG_COMMAND, "--dsn", database, cwd=tmp_path, command=SQUAD) as process:
+            await eventually(partial(_schema_exists, connection), within_seconds=60)
             for _ in range(2):
                 process.send_signal(signal.SIGTERM)
             assert (await end(process)).code == 128 + signal.SIGTERM
-        assert not await _is_there(connection)
+        assert not await _schema_exists(connection)
 
 
-async def test_nohup_has_a_command_outlive_the_terminal(database: str, tmp_path: Path) -> None:
-    arguments = (str(SQUAD), *FOR_LONG, "--dsn", database)
+async def test_command_under_nohup_survives_sighup_and_ends_on_sigterm(
+    database: str, tmp_path: Path
+) -> None:
+    arguments = (str(SQUAD), *LONG_COMMAND, "--dsn", database)
     async with (
         connected(database) as connection,
         squad_command(*arguments, command="nohup", cwd=tmp_path) as process,
     ):
-        await eventually(partial(_is_there, connection), within_seconds=60)
+        await eventually(partial(_schema_exists, connection), within_seconds=60)
         for number in (signal.SIGHUP, signal.SIGTERM):
             process.send_signal(number)
         assert (await end(process)).code == 128 + signal.SIGTERM
 
 
-async def test_one_whose_output_nobody_reads_ends_as_well(database: str, tmp_path: Path) -> None:
+async def test_command_whose_output_is_not_read_ends_on_sigterm(database: str, tmp_path: Path) -> None:
     async with running_writer(database) as writer:
         await RandomHistory(seed=1).live(writer, 300)
-    with _unread("events", "--json", "--dsn", database, cwd=tmp_path) as process:
+    with _started_with_unread_output("events", "--json", "--dsn", database, cwd=tmp_path) as process:
         assert process.stdout
         await eventually(partial(_is_full, process.stdout.fileno()), within_seconds=60)
         process.terminate()
@@ -87,8 +89,8 @@ async def test_one_whose_output_nobody_reads_ends_as_well(database: str, tmp_pat
         assert process.returncode == 128 + signal.SIGTERM
 
 
-def _unread(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
-    # Without a buffer Python gives up what a signal interrupts.
+def _started_with_unread_output(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
+    # Without a buffer, Python gives up a write that a signal interrupts.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen([SQUAD, *arguments], cwd=cwd, env=buffered, stdout=PIPE)
 
@@ -99,6 +101,6 @@ def _is_full(pipe: int) -> bool:
     return waiting[0] > _PIPE_BYTES - PIPE_BUF
 
 
-async def _is_there(connection: Connection) -> bool:
+async def _schema_exists(connection: Connection) -> bool:
     found = await connection.execute("SELECT FROM pg_namespace WHERE starts_with(nspname, %s)", (PREFIX,))
     return await found.fetchone() is not None
