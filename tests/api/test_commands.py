@@ -1,7 +1,7 @@
-"""The `squad` command as people type it: what it prints, and how it fails.
+"""The `squad` command as users type it: what it prints, and how it fails.
 
-Those that a shell starts, and those with `command=SQUAD`, are the installed command; the others are forks
-(tests/support/forked.py).
+Tests that go through a shell or pass `command=SQUAD` run the installed command; the others run forks
+(tests/support/forked.py) or call it in this process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ READ_TABLES = {projection.name for projection in PROJECTIONS}
 NOWHERE = "host=127.0.0.1 port=1 dbname=nowhere"
 
 
-async def _fill(service: Service) -> None:
+async def _populate(service: Service) -> None:
     api = service.api
     await api.put("agents/ada", role="writer")
     await api.post("messages", from_agent="ada", message="hello", data={"long": "x" * 300})
@@ -53,24 +53,24 @@ async def _fill(service: Service) -> None:
     await api.post("budget/usage", agent="ada", tokens=1_234)
 
 
-async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_events_prints_one_line_per_event(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     lines = (await squad(tmp_path, "events", "--dsn", service.dsn)).lines()
     assert [int(line.split()[0]) for line in lines] == list(range(1, await service.head() + 1))
-    [said] = [line for line in lines if "hello" in line]
-    assert "message_sent" in said
-    assert "agent:ada" in said
+    [hello] = [line for line in lines if "hello" in line]
+    assert "message_sent" in hello
+    assert "agent:ada" in hello
     assert not any("\x1b" in line for line in lines)
 
 
-async def test_events_as_json_are_those_of_the_api(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_events_as_json_are_the_same_as_in_the_api(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     lines = (await squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
     assert [json.loads(line) for line in lines] == (await service.api.get("events")).body["items"]
 
 
-async def test_events_are_filtered(service: Service) -> None:
-    await _fill(service)
+async def test_events_are_filtered_by_type_agent_position_and_time(service: Service) -> None:
+    await _populate(service)
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     for arguments, found in (
         (("--type", "message_sent"), 2),
@@ -87,19 +87,17 @@ async def test_events_are_filtered(service: Service) -> None:
         assert len(ended.output.splitlines()) == found, arguments
 
 
-async def test_few_events_are_in_memory_at_once_where_they_are_large(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_events_are_read_in_small_pages(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(database) as connection:
         await LogWriter(connection).append(*(said("x" * 1_000) for _ in range(60)))
     read, lengths = lookup.read_filtered, []
 
-    async def noting(*arguments: Any) -> list[Recorded]:
+    async def read_and_record(*arguments: Any) -> list[Recorded]:
         page = await read(*arguments)
         lengths.append(len(page))
         return page
 
-    monkeypatch.setattr(lookup, "read_filtered", noting)
+    monkeypatch.setattr(lookup, "read_filtered", read_and_record)
     monkeypatch.setattr(page_size, "INITIAL_EVENTS", 15)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
     ended = await asyncio.to_thread(CliRunner().invoke, cli, ("events", "--dsn", database))
@@ -107,7 +105,7 @@ async def test_few_events_are_in_memory_at_once_where_they_are_large(
     assert max(lengths) < 20
 
 
-async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
+async def test_follow_prints_new_events_until_interrupted(service: Service, tmp_path: Path) -> None:
     await service.api.post("messages", from_agent="ada", message="before")
     arguments = ("events", "--follow", "--json", "--type", "message_sent", "--dsn", service.dsn)
     process = await start(tmp_path, *arguments, command=SQUAD)
@@ -121,14 +119,14 @@ async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_p
     assert (await end(process)) == Ended(0, "", "")
 
 
-def test_events_cut_off_by_ctrl_c_do_not_pass_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_events_exit_with_130_unless_following(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(work: Coroutine[Any, Any, None]) -> None:
         work.close()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["service.cli.events"], "run", interrupted)
-    for following, code in (((), 130), (("--follow",), None)):
-        monkeypatch.setattr(sys, "argv", ["squad", "events", *following])
+    for options, code in (((), 130), (("--follow",), None)):
+        monkeypatch.setattr(sys, "argv", ["squad", "events", *options])
         ended: int | str | None = None
         try:
             main()
@@ -137,7 +135,7 @@ def test_events_cut_off_by_ctrl_c_do_not_pass_for_all(monkeypatch: pytest.Monkey
         assert ended == code
 
 
-async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
+async def test_events_ends_quietly_when_its_output_pipe_is_closed(service: Service, tmp_path: Path) -> None:
     commands = [
         {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "a", "message": "x" * 500}}
     ]
@@ -149,7 +147,7 @@ async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_pa
 
 
 @pytest.mark.parametrize("arguments", ["events", "status", "jobs", "whatif --daily-tokens 7", "export -"])
-async def test_a_full_disk_under_the_output_is_one_clear_line(
+async def test_full_disk_under_stdout_is_reported_in_one_line(
     service: Service, tmp_path: Path, arguments: str
 ) -> None:
     line = f'exec "{SQUAD}" {arguments} --dsn "$0" >/dev/full'
@@ -159,7 +157,7 @@ async def test_a_full_disk_under_the_output_is_one_clear_line(
     assert ended.complaint() == f"{what}: No space left on device"
 
 
-async def test_a_command_does_without_what_is_closed(service: Service, tmp_path: Path) -> None:
+async def test_commands_work_with_closed_standard_streams(service: Service, tmp_path: Path) -> None:
     for closed in ("<&-", ">&-", "<&- >&-", "2>&-"):
         for arguments in ("events", "export -"):
             line = f'exec "{SQUAD}" {arguments} --dsn "$0" {closed}'
@@ -168,7 +166,7 @@ async def test_a_command_does_without_what_is_closed(service: Service, tmp_path:
             assert bool(ended.output) == (">&-" not in closed or closed == "2>&-")
 
 
-async def test_what_the_encoding_of_the_locale_lacks_is_told_by_its_number(
+async def test_characters_that_the_locale_cannot_encode_are_escaped(
     service: Service, tmp_path: Path
 ) -> None:
     await service.api.post("messages", from_agent="ada", message="こ")
@@ -176,8 +174,8 @@ async def test_what_the_encoding_of_the_locale_lacks_is_told_by_its_number(
     assert any(r"message=\u3053" in line for line in ended.lines())
 
 
-async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_status_shows_the_squad_on_one_screen(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     await service.api.put("jobs/watch", task="token_monitor", cron="30 4 1 1 *")
     await service.api.put("jobs/nap", task="status_update", every="1h")
     await service.api.post("jobs/nap/pause", note="until \u202enoon")
@@ -202,9 +200,7 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     assert len(screen.splitlines()) < 60
 
 
-async def test_a_row_of_a_table_is_one_line_where_there_is_no_terminal(
-    service: Service, tmp_path: Path
-) -> None:
+async def test_table_rows_are_not_wrapped_without_a_terminal(service: Service, tmp_path: Path) -> None:
     agent, note = "an_agent_with_quite_a_long_name", "so that " + "all " * 50 + "can be searched"
     await service.api.put(f"agents/{agent}", role="role " * 15 + "end")
     await service.api.put("jobs/nap", task="status_update", every="1h", agent=agent)
@@ -214,18 +210,18 @@ async def test_a_row_of_a_table_is_one_line_where_there_is_no_terminal(
         assert any(text in line for line in lines), lines
 
 
-async def test_no_table_is_ahead_of_the_log_in_status(
+async def test_status_never_shows_a_table_ahead_of_the_log(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much is appended, and reaches the tables, while it looks."""
+    """Even if events are appended and reach the tables while it is reading."""
     here = asyncio.get_running_loop()
 
-    async def more() -> None:
-        await _fill(service)
+    async def append_more() -> None:
+        await _populate(service)
         await eventually(partial(projected_to_head, service.dsn))
 
     async def clock(connection: Connection) -> datetime:
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(more(), here))
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(append_more(), here))
         return await log.clock(connection)
 
     monkeypatch.setattr(sys.modules["service.cli.status"], "log", SimpleNamespace(clock=clock))
@@ -237,8 +233,8 @@ async def test_no_table_is_ahead_of_the_log_in_status(
     assert min(behind) >= 0
 
 
-async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_explain_says_why_claim_was_refused(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     claim = {"action": "quote", "resources": {"emailId": "e1"}}
     refused = (await service.api.post("operations", agent="bob\u202e", **claim)).expect(409)
     arguments = ("explain", str(refused["position"]), "--dsn", service.dsn)
@@ -251,13 +247,13 @@ async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path:
     assert json.loads(line) == (await service.api.get(f"explain/{refused['position']}")).expect(200)
 
 
-async def test_explain_says_that_there_is_nothing(service: Service, tmp_path: Path) -> None:
+async def test_explain_reports_unknown_position(service: Service, tmp_path: Path) -> None:
     ended = await squad(tmp_path, "explain", "999999", "--dsn", service.dsn)
     assert ended.complaint() == "the log has no position 999999"
 
 
-async def test_whatif_tells_what_other_rules_would_have_allowed(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_whatif_reports_what_other_rules_would_have_allowed(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     for agent in ("ada", "bob"):
         await service.api.post("budget/reservations", agent=agent, tokens=60_000)
     dsn = ("--dsn", service.dsn)
@@ -273,8 +269,8 @@ async def test_whatif_tells_what_other_rules_would_have_allowed(service: Service
     assert json.loads(line) == (await service.api.post("whatif", daily_tokens=200_000)).expect(200)
 
 
-async def test_whatif_takes_every_rule(service: Service) -> None:
-    await _fill(service)
+async def test_whatif_accepts_every_rule(service: Service) -> None:
+    await _populate(service)
     arguments = (
         "--agent-limit",
         "ada=1000",
@@ -298,8 +294,8 @@ async def test_whatif_takes_every_rule(service: Service) -> None:
     assert ended.output == "Nothing would have been different, in 1 request.\n"
 
 
-async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_replay_repairs_tables_and_reports_what_it_did(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     await eventually(partial(projected_to_head, service.dsn))
     async with connected(service.dsn) as connection:
         await connection.execute("UPDATE squad_messages SET message = 'tampered'")
@@ -318,11 +314,13 @@ async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> Non
     assert {message["message"] for message in messages} == {"hello", "two\nlines \x1b[31m"}
 
 
-async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Service, tmp_path: Path) -> None:
+async def test_replay_of_log_from_newer_version_fails_with_one_line(
+    service: Service, tmp_path: Path
+) -> None:
     async with connected(service.dsn) as connection:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        [stored] = await scribe.append(joined("ann"), type="from_the_future")
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        [stored] = await log_writer.append(joined("ann"), type="from_the_future")
     ended = await squad(tmp_path, "replay", "--dsn", service.dsn)
     assert ended.complaint() == (
         "the log holds an event that this version of the software does not know:"
@@ -330,8 +328,8 @@ async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Servic
     )
 
 
-async def test_state_is_one_screen_of_how_it_was(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_state_shows_past_and_current_squad_on_one_screen(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     api = service.api
     await api.post("budget/reservations", agent="ada", tokens=1_111)
     await api.post(
@@ -368,8 +366,8 @@ async def test_state_is_one_screen_of_how_it_was(service: Service, tmp_path: Pat
     assert first == "there is nothing before the first event"
 
 
-async def test_state_as_json_is_that_of_the_api(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_state_as_json_is_the_same_as_in_the_api(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     head = await service.head()
     recorded = (await service.api.get(f"events/{head}")).body["recorded_at"]
     for at in ("0", "3", str(head), recorded):
@@ -382,7 +380,7 @@ async def test_state_as_json_is_that_of_the_api(service: Service, tmp_path: Path
     assert json.loads(line)["position"] == 0
 
 
-async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp_path: Path) -> None:
+async def test_state_beyond_end_of_log_is_reported(service: Service, tmp_path: Path) -> None:
     for at, complaint in (
         ("1000000", "it ends at position"),
         ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 is in the future, it is"),
@@ -391,7 +389,7 @@ async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp
         assert f"the log does not reach that far: {complaint}" in ended.complaint()
 
 
-async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
+async def test_help_is_printed_without_arguments_and_for_every_command(tmp_path: Path) -> None:
     ended = await end(await start(tmp_path, command=SQUAD))
     assert "Usage: squad" in ended.output + ended.errors
     for name in cli.commands:
@@ -434,13 +432,17 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("whatif", "--warning-percents", "50;75"), "'50;75' is not like 50,75,90"),
         (("whatif", "--warning-percents", "0"), "--warning-percents: input should be greater than"),
         pytest.param(
-            ("whatif", "--agent-limit", f"ada={'9' * 5_000}"), "is not like email_agent=50000", id="a limit"
+            ("whatif", "--agent-limit", f"ada={'9' * 5_000}"),
+            "is not like email_agent=50000",
+            id="long agent limit",
         ),
         (
             ("whatif", "--agent-limit", f"ada={'9' * 30}"),
             "--agent-limit: input should be less than or equal to",
         ),
-        pytest.param(("whatif", "--warning-percents", "9" * 5_000), "is not like 50,75,90", id="percents"),
+        pytest.param(
+            ("whatif", "--warning-percents", "9" * 5_000), "is not like 50,75,90", id="long percentage"
+        ),
         (("events", "--agent", "\udcff", "--dsn", NOWHERE), "for '--agent': '\\udcff' is not UTF-8"),
         (("jobs", "run", "\udcff", "--dsn", NOWHERE), "for 'NAME': '\\udcff' is not UTF-8"),
         (("jobs", "--dsn", "\udcff"), "for '--dsn': '\\udcff' is not UTF-8"),
@@ -478,7 +480,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_goes_wrong_is_one_clear_line(
+def test_errors_are_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -495,12 +497,12 @@ def test_what_goes_wrong_is_one_clear_line(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_service_without_a_database_does_not_start(tmp_path: Path) -> None:
+async def test_service_does_not_start_without_database(tmp_path: Path) -> None:
     ended = await squad(tmp_path, "up", "--dsn", NOWHERE)
     assert "connection to server at" in ended.complaint()
 
 
-async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> None:
+async def test_port_in_use_is_reported(database: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
@@ -510,18 +512,18 @@ async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> No
     )
 
 
-async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
+async def test_database_without_squad_is_reported(empty_database: str, tmp_path: Path) -> None:
     for command in ("events", "status", "replay", "state"):
         ended = await squad(tmp_path, command, "--dsn", empty_database)
         assert "squad" in ended.complaint()
 
 
-async def test_the_database_of_the_environment_is_used(service: Service, tmp_path: Path) -> None:
-    await _fill(service)
+async def test_database_is_taken_from_environment(service: Service, tmp_path: Path) -> None:
+    await _populate(service)
     assert (await squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
 
 
-async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tmp_path: Path) -> None:
+async def test_up_prints_its_address_and_its_database(database: str, tmp_path: Path) -> None:
     process = await start(tmp_path, "up", "--port", "0", "--dsn", database, command=SQUAD)
     assert process.stdout
     lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
@@ -531,7 +533,7 @@ async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tm
     assert (await end(process)).code == 0
 
 
-async def test_up_warns_of_a_variable_that_is_misspelt(database: str, tmp_path: Path) -> None:
+async def test_up_warns_of_misspelt_environment_variable(database: str, tmp_path: Path) -> None:
     process = await start(tmp_path, "up", "--port", "0", "--dsn", database, SQUAD_SEED_JOB="0")
     assert process.stdout
     await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
@@ -539,7 +541,7 @@ async def test_up_warns_of_a_variable_that_is_misspelt(database: str, tmp_path: 
     assert "SQUAD_SEED_JOB is not a setting" in (await end(process)).errors
 
 
-async def test_a_service_that_may_open_few_files_asks_for_more(database: str, tmp_path: Path) -> None:
+async def test_up_raises_its_limit_of_open_files(database: str, tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     script = f'ulimit -Sn 256 && exec "{SQUAD}" up --port 0 --dsn "$0"'
     process = await start(tmp_path, "-c", script, database, command="/bin/sh")
@@ -552,9 +554,7 @@ async def test_a_service_that_may_open_few_files_asks_for_more(database: str, tm
     assert (await end(process)).code == 0
 
 
-async def test_two_services_share_a_squad_and_commands_read_beside_them(
-    database: str, tmp_path: Path
-) -> None:
+async def test_command_beside_two_services_reads_events_of_both(database: str, tmp_path: Path) -> None:
     async with running_service(database) as one, running_service(database) as other:
         await one.api.post("messages", from_agent="ada", message="one")
         await other.api.post("messages", from_agent="ada", message="other")

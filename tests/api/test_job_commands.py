@@ -1,4 +1,4 @@
-"""`squad jobs`: the schedule, and a person's hand on it, with a service running and without."""
+"""`squad jobs`: list, run, pause and resume jobs, with and without a running service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WORKER = {"worker": {"role": "test"}}
 
 @pytest.fixture
 async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
-    """A service with one job of its own, and the seed's, of which none runs by itself."""
+    """A service with the seed's jobs, disabled, and a job `poll` whose next tick is far away."""
     quiet: dict[str, Any] = {name: {"enabled": False} for name in SEED_JOBS}
     own = {"agent": "worker", "endpoint": "/poll", "every": "300d"}
     async with running_service(
@@ -49,13 +49,13 @@ async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
 
 
 @pytest.fixture(autouse=True)
-def _somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No squad.toml of ours lies where the commands run."""
+def _working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run where the developer's squad.toml is not found."""
     monkeypatch.chdir(tmp_path)
 
 
-async def a_squad(dsn: str, **spec: Any) -> None:
-    """A squad with the job `poll` and without any process."""
+async def create_squad(dsn: str, **spec: Any) -> None:
+    """Create a squad with the job `poll`, without a running service."""
     whole = JobSpec.model_validate({"agent": "worker", "endpoint": "/poll", "every": "300d", **spec})
     async with running_writer(dsn) as writer:
         for command in (
@@ -67,40 +67,38 @@ async def a_squad(dsn: str, **spec: Any) -> None:
 
 
 async def squad(dsn: str, *arguments: str) -> Result:
-    """Calls the `squad` command."""
+    """Run the `squad` command in this process."""
     return await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--dsn", dsn])
 
 
-async def told(dsn: str, kind: type[Event]) -> list[tuple[Recorded, Any]]:
-    """The events of a kind, each with its row of the log."""
+async def events_of(dsn: str, kind: type[Event]) -> list[tuple[Recorded, Any]]:
+    """All events of a kind, each with its row of the log."""
     async with connected(dsn) as connection:
         log = await whole_log(connection)
     return [(item, codec.decode(item)) for item in log if item.type == kind.type]
 
 
-async def test_a_run_is_entered_in_the_log_and_carried_out_by_the_service(
-    service: Service, agents: Agents
-) -> None:
+async def test_run_is_recorded_and_carried_out_by_running_service(service: Service, agents: Agents) -> None:
     ran = await squad(service.dsn, "jobs", "run", "poll")
     assert ran.exit_code == 0, ran.output
     entered = json.loads(ran.stdout)
     assert (entered["job"], entered["status"], entered["attempts"]) == ("poll", "running", 0)
     assert "a running service carries it out at once" in ran.stderr
     assert "within 60 seconds" in ran.stderr
-    [(finish, finished)] = await eventually(lambda: told(service.dsn, RunFinished))
+    [(finish, finished)] = await eventually(lambda: events_of(service.dsn, RunFinished))
     assert (finished.run_id, finished.outcome, finished.attempts) == (entered["id"], "succeeded", 1)
-    [(start, started)] = await told(service.dsn, RunStarted)
+    [(start, started)] = await events_of(service.dsn, RunStarted)
     assert (started.manual, started.runner, start.position) == (True, None, entered["position"])
     assert start.actor == f"cli:{getpass.getuser()}"
-    [(retry, retried)] = await told(service.dsn, RunRetried)
+    [(retry, retried)] = await events_of(service.dsn, RunRetried)
     assert (retried.attempt, retried.lease_ran_out) == (1, False)
-    # At once: not by a look that comes every second.
+    # At once, rather than with the next poll, which comes every second.
     assert retry.recorded_at - start.recorded_at < timedelta(seconds=0.5)
     assert [call.payload["attempt"] for call in agents.calls] == [1]
     assert finish.correlation_id == entered["id"]
 
 
-async def test_of_two_services_one_carries_it_out(database: str, agents: Agents) -> None:
+async def test_only_one_of_two_services_carries_out_a_run(database: str, agents: Agents) -> None:
     job = {"poll": {"agent": "worker", "endpoint": "/poll", "every": "300d"}}
     async with (
         running_service(database, agents_url=agents.url, agents=WORKER, jobs=job),
@@ -109,24 +107,24 @@ async def test_of_two_services_one_carries_it_out(database: str, agents: Agents)
         for _ in range(5):
             ran = await squad(database, "jobs", "run", "poll", "--wait", "20")
             assert ran.exit_code == 0, (ran.output, ran.exception)
-    assert len(agents.calls) == len(await told(database, RunRetried)) == 5
+    assert len(agents.calls) == len(await events_of(database, RunRetried)) == 5
 
 
-async def test_waiting_shows_what_came_of_it(service: Service, agents: Agents) -> None:
+async def test_wait_shows_outcome_of_run(service: Service, agents: Agents) -> None:
     agents.on("/poll", answers({"tokens_used": 7}))
     ran = await squad(service.dsn, "jobs", "run", "poll", "--wait")
     assert ran.exit_code == 0, (ran.output, ran.exception)
     run = json.loads(ran.stdout)
     assert (run["status"], run["attempts"], run["tokens_used"], run["reason"]) == ("succeeded", 1, 7, None)
     assert run["tick"] <= run["started_at"] <= run["finished_at"]
-    # As the API shows it.
+    # The API shows the same.
     listed = (await service.api.get("runs", min_position=await service.head())).expect(200)["items"]
     assert {name: value for name, value in listed[0].items() if name in run and name != "position"} == {
         name: value for name, value in run.items() if name != "position"
     }
 
 
-async def test_waiting_for_one_that_fails_fails(service: Service, agents: Agents) -> None:
+async def test_wait_fails_when_run_fails(service: Service, agents: Agents) -> None:
     agents.on("/poll", answers({}, 500))
     ran = await squad(service.dsn, "jobs", "run", "poll", "--wait=20")
     assert isinstance(ran.exception, StartFailed)
@@ -134,56 +132,54 @@ async def test_waiting_for_one_that_fails_fails(service: Service, agents: Agents
     assert json.loads(ran.stdout)["status"] == "failed"
 
 
-async def test_waiting_has_an_end(service: Service, agents: Agents) -> None:
-    enough = asyncio.Event()
-    agents.on("/poll", when(enough))
+async def test_wait_fails_when_run_does_not_end_in_time(service: Service, agents: Agents) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/poll", when(may_answer))
     ran = await squad(service.dsn, "jobs", "run", "poll", "--wait", "1")
-    enough.set()
+    may_answer.set()
     assert isinstance(ran.exception, StartFailed)
     assert str(ran.exception) == "poll did not end within 1 seconds"
     assert json.loads(ran.stdout)["status"] == "running"
 
 
-async def test_waiting_where_no_service_runs_has_an_end_too(
+async def test_wait_gives_up_when_no_service_starts_the_run(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "_START_GRACE_SECONDS", 0.2)
-    await a_squad(database, catch_up_seconds=1)
+    await create_squad(database, catch_up_seconds=1)
     ran = await squad(database, "jobs", "run", "poll", "--wait")
     assert isinstance(ran.exception, StartFailed)
     assert str(ran.exception) == "poll was not started by any service; is one running?"
     assert json.loads(ran.stdout)["attempts"] == 0
 
 
-async def test_waiting_is_left_by_ctrl_c_and_the_run_goes_on(
-    service: Service, agents: Agents, tmp_path: Path
-) -> None:
-    enough = asyncio.Event()
-    agents.on("/poll", when(enough))
+async def test_ctrl_c_ends_wait_but_not_the_run(service: Service, agents: Agents, tmp_path: Path) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/poll", when(may_answer))
     process = await start(tmp_path, "jobs", "run", "poll", "--wait", "--dsn", service.dsn)
     await eventually(lambda: agents.calls, within_seconds=30)
     process.send_signal(signal.SIGINT)
     assert (await end(process)).code == 130
-    enough.set()
-    await eventually(lambda: told(service.dsn, RunFinished))
+    may_answer.set()
+    await eventually(lambda: events_of(service.dsn, RunFinished))
 
 
-async def test_without_a_service_it_waits_for_the_next_one(database: str, agents: Agents) -> None:
-    await a_squad(database, tokens=10)
+async def test_run_without_service_is_carried_out_by_the_next_one(database: str, agents: Agents) -> None:
+    await create_squad(database, tokens=10)
     ran = await squad(database, "jobs", "run", "poll")
     assert ran.exit_code == 0, ran.output
-    assert await told(database, TokensReserved)
-    assert not await told(database, RunFinished)
+    assert await events_of(database, TokensReserved)
+    assert not await events_of(database, RunFinished)
     async with running_service(database, agents_url=agents.url):
-        [(_, finished)] = await eventually(lambda: told(database, RunFinished))
+        [(_, finished)] = await eventually(lambda: events_of(database, RunFinished))
     assert finished.outcome == "succeeded"
 
 
-async def test_without_a_service_for_too_long_it_is_missed(database: str, agents: Agents) -> None:
-    await a_squad(database, catch_up_seconds=1)
+async def test_run_is_missed_when_no_service_starts_in_time(database: str, agents: Agents) -> None:
+    await create_squad(database, catch_up_seconds=1)
     ran = await squad(database, "jobs", "run", "poll")
     run = json.loads(ran.stdout)
-    [(entered, _)] = await told(database, RunStarted)
+    [(entered, _)] = await events_of(database, RunStarted)
     async with connected(database) as connection:
 
         async def a_second_later() -> bool:
@@ -192,7 +188,7 @@ async def test_without_a_service_for_too_long_it_is_missed(database: str, agents
 
         await eventually(a_second_later)
     async with running_service(database, agents_url=agents.url) as service:
-        [(_, finished)] = await eventually(lambda: told(database, RunFinished))
+        [(_, finished)] = await eventually(lambda: events_of(database, RunFinished))
         assert (finished.run_id, finished.outcome) == (run["id"], "missed")
         assert finished.reason == "no process took it up within 1 seconds"
 
@@ -204,13 +200,13 @@ async def test_without_a_service_for_too_long_it_is_missed(database: str, agents
     assert not agents.calls
 
 
-async def test_jobs_are_paused_and_resumed_with_or_without_a_service(database: str) -> None:
-    await a_squad(database)
+async def test_jobs_are_paused_and_resumed_with_and_without_service(database: str) -> None:
+    await create_squad(database)
     paused = await squad(database, "jobs", "pause", "poll", "--note", "holidays")
     assert paused.exit_code == 0, paused.output
     shown = json.loads(paused.stdout)
     assert (shown["name"], shown["paused"], shown["note"]) == ("poll", True, "holidays")
-    [(event, _)] = await told(database, JobPaused)
+    [(event, _)] = await events_of(database, JobPaused)
     assert (event.position, event.actor) == (shown["position"], f"cli:{getpass.getuser()}")
     async with running_service(database) as service:
         assert (await service.api.get("jobs/poll")).expect(200)["pause_note"] == "holidays"
@@ -221,8 +217,8 @@ async def test_jobs_are_paused_and_resumed_with_or_without_a_service(database: s
         assert (await squad(database, "jobs", "resume", "poll")).exit_code == 0
 
 
-async def test_the_squad_may_be_named_before_what_is_to_be_done(database: str) -> None:
-    await a_squad(database)
+async def test_dsn_may_be_given_before_or_after_the_subcommand(database: str) -> None:
+    await create_squad(database)
     arguments = ["jobs", "--dsn", database, "pause", "poll"]
     paused = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
     assert json.loads(paused.stdout)["paused"] is True
@@ -230,12 +226,12 @@ async def test_the_squad_may_be_named_before_what_is_to_be_done(database: str) -
     assert (await asyncio.to_thread(CliRunner().invoke, cli, arguments)).exit_code == 0
 
 
-async def test_what_an_agent_answered_reaches_no_terminal_as_it_is(database: str, agents: Agents) -> None:
+async def test_control_characters_in_answer_of_agent_are_not_printed(database: str, agents: Agents) -> None:
     agents.on("/poll", answers_bytes(b"\x1b[2Jall is well", 500))
     job = {"agent": "worker", "endpoint": "/poll", "every": "300d", "pause_on_failure": True}
     async with running_service(database, agents_url=agents.url, agents=WORKER, jobs={"poll": job}):
         await squad(database, "jobs", "run", "poll", "--wait")
-        [(_, paused)] = await told(database, JobPaused)
+        [(_, paused)] = await events_of(database, JobPaused)
         assert "\x1b" in paused.note
         for command in ("jobs", "status", "state"):
             shown = (await squad(database, command)).stdout
@@ -243,14 +239,14 @@ async def test_what_an_agent_answered_reaches_no_terminal_as_it_is(database: str
             assert "\x1b" not in shown, command
 
 
-async def test_a_squad_without_jobs_has_no_line_of_json(database: str) -> None:
+async def test_json_output_is_empty_without_jobs(database: str) -> None:
     async with running_writer(database) as writer:
         assert (await submit(writer, do.StartOrchestrator())).refusal is None
     listed = await squad(database, "jobs", "--json")
     assert (listed.exit_code, listed.stdout) == (0, "")
 
 
-async def test_the_schedule_is_listed(service: Service) -> None:
+async def test_jobs_are_listed_with_pause_and_last_runs(service: Service) -> None:
     await squad(service.dsn, "jobs", "run", "poll", "--wait")
     await squad(service.dsn, "jobs", "pause", "poll", "--note", "holidays")
     listed = await squad(service.dsn, "jobs", "--json")
@@ -279,27 +275,27 @@ async def test_the_schedule_is_listed(service: Service) -> None:
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
 )
-async def test_what_goes_wrong_is_one_clear_line(
+async def test_errors_are_reported_in_one_line(
     database: str, tmp_path: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
-    await a_squad(database)
+    await create_squad(database)
     ended = await end(await start(tmp_path, "jobs", *arguments, "--dsn", database))
     assert complaint in ended.complaint()
     assert len(ended.errors) < 500
 
 
-async def test_what_the_squad_refuses_is_one_clear_line(database: str) -> None:
-    await a_squad(database, tokens=2 * 10**9)
-    dear = await squad(database, "jobs", "run", "poll")
-    assert str(dear.exception) == "2000000000 tokens are needed, 1000000000 remain"
+async def test_refusals_are_reported_in_one_line(database: str) -> None:
+    await create_squad(database, tokens=2 * 10**9)
+    refused = await squad(database, "jobs", "run", "poll")
+    assert str(refused.exception) == "2000000000 tokens are needed, 1000000000 remain"
     async with running_writer(database) as writer:
         await submit(writer, do.StopOrchestrator())
     stopped = await squad(database, "jobs", "run", "poll")
     assert str(stopped.exception) == "start the orchestrator to run jobs"
 
 
-async def test_the_same_job_twice_is_refused_by_the_one_that_waits(database: str) -> None:
-    await a_squad(database)
+async def test_only_one_of_concurrent_runs_of_a_job_is_accepted(database: str) -> None:
+    await create_squad(database)
     results = await asyncio.gather(*(squad(database, "jobs", "run", "poll") for _ in range(3)))
     assert sorted(result.exit_code for result in results) == [0, 1, 1]
     assert {str(result.exception) for result in results if result.exit_code} == {"poll is already running"}

@@ -1,4 +1,4 @@
-"""`squad keys` as people type it, with and without a service that runs."""
+"""`squad keys` as users type it, with and without a running service."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ KEY = re.compile(r"squad_[2-9a-z]{10}_[0-9a-f]{64}")
 
 
 async def _keys(*arguments: str) -> Ended:
-    """`squad keys` in this process, which is much quicker than in one of its own."""
+    """Run `squad keys` in this process, which is much faster than starting another."""
     done = await asyncio.to_thread(CliRunner().invoke, cli, ("keys", *arguments))
     return Ended(done.exit_code, done.stdout, done.stderr)
 
 
 def _key(ended: Ended) -> str:
-    """The one line of output: the key and nothing else."""
+    """The key, which must be all of the output."""
     assert ended.code == 0, ended
     text = ended.output.removesuffix("\n")
     assert KEY.fullmatch(text), text
@@ -42,20 +42,22 @@ def _key(ended: Ended) -> str:
     return text
 
 
-async def test_a_key_is_made_shown_once_and_opens_the_service(database: str, tmp_path: Path) -> None:
+async def test_created_key_is_printed_once_and_accepted_by_running_service(
+    database: str, tmp_path: Path
+) -> None:
     async with running_service(database) as service:
         made = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", database)
         text = _key(made)
         assert api_keys.id_in(text) in made.errors
 
-        async def asked_for_one() -> bool:
+        async def key_is_required() -> bool:
             return (await service.api.get("budget")).status == 401
 
-        await eventually(asked_for_one)
+        await eventually(key_is_required)
         (await service.api.with_key(text).get("budget")).expect(200)
 
 
-async def test_everything_about_a_key_is_told_as_json(database: str) -> None:
+async def test_json_output_describes_the_created_key(database: str) -> None:
     arguments = (
         "--scope",
         "agent",
@@ -71,8 +73,8 @@ async def test_everything_about_a_key_is_told_as_json(database: str) -> None:
     made = json.loads(line)
     assert KEY.fullmatch(made["key"])
     assert (made["scope"], made["agent"], made["note"]) == ("agent", "ada", "her laptop")
-    lives = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
-    assert lives == timedelta(days=3)
+    lifetime = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
+    assert lifetime == timedelta(days=3)
     async with connected(database) as connection:
         recorded = await lookup.read_one(connection, made["position"])
     assert recorded is not None
@@ -81,7 +83,7 @@ async def test_everything_about_a_key_is_told_as_json(database: str) -> None:
 
 
 async def test_keys_are_listed_until_they_are_revoked(database: str) -> None:
-    """With no service that runs: what is shown comes from the log."""
+    """Without a running service: what is shown comes from the log."""
 
     async def listed(*arguments: str) -> dict[str, str]:
         lines = (await _keys("list", "--json", *arguments, "--dsn", database)).lines()
@@ -109,7 +111,7 @@ async def test_keys_are_listed_until_they_are_revoked(database: str) -> None:
         assert any(id_ in line and "revoked" in line for line in table)
 
 
-async def test_a_whole_key_names_itself_when_it_is_revoked(database: str) -> None:
+async def test_key_can_be_revoked_by_its_whole_text(database: str) -> None:
     text = _key(await _keys("create", "--scope", "operator", "--dsn", database))
     ended = await _keys("revoke", text, "--dsn", database)
     assert ended.code == 0
@@ -131,7 +133,7 @@ async def test_a_whole_key_names_itself_when_it_is_revoked(database: str) -> Non
     ],
     ids=str,
 )
-def test_what_goes_wrong_is_one_clear_line_without_a_secret(
+def test_errors_are_reported_in_one_line_without_secrets(
     database: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -150,10 +152,8 @@ def test_what_goes_wrong_is_one_clear_line_without_a_secret(
         assert connection.execute("SELECT count(*) FROM squad.events").fetchone() == (0,)
 
 
-async def test_the_first_key_can_be_made_before_the_first_start(
-    empty_database: str, tmp_path: Path
-) -> None:
-    """A service that others can reach does not start without one."""
+async def test_first_key_can_be_created_before_the_first_start(empty_database: str, tmp_path: Path) -> None:
+    """A service that other machines can reach does not start without a key."""
     refused = await squad(tmp_path, "up", "--host", "0.0.0.0", "--port", "0", "--dsn", empty_database)
     assert "has no keys" in refused.complaint()
     text = _key(await _keys("create", "--scope", "operator", "--dsn", empty_database))
@@ -164,7 +164,7 @@ async def test_the_first_key_can_be_made_before_the_first_start(
     assert any("remain until" in line for line in status)
 
 
-async def test_a_service_is_served_to_everybody_where_somebody_says_so(
+async def test_up_with_insecure_listens_on_all_addresses_with_a_warning(
     database: str, tmp_path: Path
 ) -> None:
     arguments = ("up", "--insecure", "--host", "0.0.0.0", "--port", "0", "--dsn", database)
@@ -178,7 +178,7 @@ async def test_a_service_is_served_to_everybody_where_somebody_says_so(
     assert "anyone who can reach 0.0.0.0 may do everything" in ended.errors
 
 
-async def test_keys_that_are_made_at_once_are_all_there(database: str, tmp_path: Path) -> None:
+async def test_concurrently_created_keys_are_all_recorded(database: str, tmp_path: Path) -> None:
     made = await asyncio.gather(
         *(squad(tmp_path, "keys", "create", "--scope", "auditor", "--dsn", database) for _ in range(4))
     )
