@@ -1,4 +1,4 @@
-"""Jobs over HTTP and on the command line: the schedule, what came of it, and a person's hand on it."""
+"""Jobs over HTTP: definitions, runs, pausing, and the jobs of the seed and of the settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WORKER = {"worker": {"role": "test"}}
 
 @pytest.fixture
 async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
-    """A service whose agents are these, and of whose own jobs none runs by itself."""
+    """A service with fake agents, and with the seed's jobs disabled."""
     quiet = {name: {"enabled": False} for name in SEEDS}
     async with running_service(
         database, seed_jobs=True, agents_url=agents.url, agents=WORKER, jobs=quiet
@@ -53,12 +53,12 @@ async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
         yield running
 
 
-async def job(api: Api, name: str = "poll", /, **spec: object) -> dict[str, Any]:
+async def define_job(api: Api, name: str = "poll", /, **spec: object) -> dict[str, Any]:
     body = {"agent": "worker", "endpoint": f"/{name}", "every": "300d", **spec}
     return (await api.put(f"jobs/{name}", **body)).expect(200)
 
 
-async def ended(api: Api, run_id: str) -> dict[str, Any]:
+async def finished_run(api: Api, run_id: str) -> dict[str, Any]:
     async def run() -> dict[str, Any] | None:
         items = (await api.get("runs")).expect(200)["items"]
         found: list[dict[str, Any]] = [item for item in items if item["id"] == run_id]
@@ -67,7 +67,7 @@ async def ended(api: Api, run_id: str) -> dict[str, Any]:
     return await eventually(run) or {}
 
 
-async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) -> None:
+async def test_seven_jobs_of_seed_are_defined_with_their_schedules(database: str) -> None:
     async with running_service(
         database, seed_jobs=True, reset_hour=RESET_HOUR, timezone="Europe/Berlin"
     ) as service:
@@ -86,7 +86,7 @@ async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) 
         assert [item["name"] for item in facade] == sorted(SEEDS)
 
 
-async def test_settings_go_over_the_seeds_jobs_and_stay_until_they_are_taken_away(database: str) -> None:
+async def test_settings_override_seed_jobs_until_they_are_removed(database: str) -> None:
     often = {"status_update": {"every": "10m"}, "own": {"task": "token_monitor", "cron": "5 4 * * mon"}}
     async with running_service(database, seed_jobs=True, jobs=often) as service:
         shown = (await service.api.get("jobs/status_update")).expect(200)
@@ -99,7 +99,7 @@ async def test_settings_go_over_the_seeds_jobs_and_stay_until_they_are_taken_awa
 
 
 @pytest.mark.parametrize("batched", [False, True])
-async def test_a_job_that_names_no_time_zone_ticks_in_the_squads(database: str, batched: bool) -> None:
+async def test_job_without_time_zone_uses_that_of_the_squad(database: str, batched: bool) -> None:
     spec = {"task": "token_monitor", "cron": "0 9 * * *"}
     given = {"own": spec, "other": {**spec, "timezone": "UTC"}}
     async with running_service(database, timezone="America/New_York") as service:
@@ -113,7 +113,7 @@ async def test_a_job_that_names_no_time_zone_ticks_in_the_squads(database: str, 
         else:
             for name, body in given.items():
                 (await api.put(f"jobs/{name}", **body)).expect(200)
-    # The squad keeps its time zone also where the settings do not name it any more.
+    # The squad keeps its time zone even when the settings no longer name it.
     async with running_service(database) as service:
         (await service.api.put("jobs/third", **spec)).expect(200)
         items = (await service.api.get("jobs")).expect(200)["items"]
@@ -121,8 +121,8 @@ async def test_a_job_that_names_no_time_zone_ticks_in_the_squads(database: str, 
         assert zones == {"other": "UTC", "own": "America/New_York", "third": "America/New_York"}
 
 
-async def test_a_job_is_shown_with_its_last_and_its_next_five(api: Api) -> None:
-    defined = await job(api, every="1h", overlap="allow_all")
+async def test_job_is_shown_with_last_five_runs_and_next_five_ticks(api: Api) -> None:
+    defined = await define_job(api, every="1h", overlap="allow_all")
     before = (await api.get("jobs/poll", min_position=defined["position"])).expect(200)
     assert before["last_runs"] == []
     next_ticks = [datetime.fromisoformat(tick) for tick in before["next_ticks"]]
@@ -131,82 +131,84 @@ async def test_a_job_is_shown_with_its_last_and_its_next_five(api: Api) -> None:
     runs = []
     for _ in range(7):
         run = (await api.post("jobs/poll/run")).expect(202)
-        await ended(api, run["id"])
+        await finished_run(api, run["id"])
         runs.append(run["id"])
     shown = (await api.get("jobs/poll")).expect(200)
     assert [run["id"] for run in shown["last_runs"]] == runs[:1:-1]
     assert {run["status"] for run in shown["last_runs"]} == {"succeeded"}
 
 
-async def test_the_last_runs_of_all_jobs_of_a_page_are_asked_for_together(
+async def test_last_runs_of_all_jobs_on_a_page_are_read_in_one_query(
     api: Api, agents: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Sequence[str]] = []
+    queried: list[Sequence[str]] = []
     newest = storage.newest
 
-    async def noted(
+    async def read_and_record(
         connection: Connection, table: Table[Any, Any], column: str, values: Sequence[str], *rest: Any
     ) -> Any:
-        asked.append(values)
+        queried.append(values)
         return await newest(connection, table, column, values, *rest)
 
     names = ["poll", "rest", "send"]
     for name in names:
-        await job(api, name, overlap="allow_all")
-    begun: dict[str, list[str]] = {name: [] for name in names}
+        await define_job(api, name, overlap="allow_all")
+    started: dict[str, list[str]] = {name: [] for name in names}
     for name in ["poll"] * 7 + ["send"] * 2:
-        begun[name].append((await api.post(f"jobs/{name}/run")).expect(202)["id"])
-    monkeypatch.setattr(storage, "newest", noted)
+        started[name].append((await api.post(f"jobs/{name}/run")).expect(202)["id"])
+    monkeypatch.setattr(storage, "newest", read_and_record)
     shown = (await api.get("jobs", after="email_respond", limit=3)).expect(200)["items"]
     assert [item["name"] for item in shown] == names
     for item in shown:
-        assert [run["id"] for run in item["last_runs"]] == begun[item["name"]][:-6:-1]
-    assert [list(values)[:3] for values in asked] == [names]
+        assert [run["id"] for run in item["last_runs"]] == started[item["name"]][:-6:-1]
+    assert [list(values)[:3] for values in queried] == [names]
 
 
-async def test_run_now_says_which_run_it_is(api: Api, agents: Agents) -> None:
-    enough = asyncio.Event()
-    agents.on("/poll", when(enough, answers({"tokens_used": 5})))
-    await job(api, tokens=10)
-    begun = (await api.post("jobs/poll/run")).expect(202)
-    assert (begun["job"], begun["status"], begun["attempts"]) == ("poll", "running", 1)
-    listed = (await api.get("runs", min_position=begun["position"], status="running")).expect(200)["items"]
-    assert [item["id"] for item in listed] == [begun["id"]]
-    enough.set()
-    run = await ended(api, begun["id"])
+async def test_manual_run_is_answered_with_its_id(api: Api, agents: Agents) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/poll", when(may_answer, answers({"tokens_used": 5})))
+    await define_job(api, tokens=10)
+    started = (await api.post("jobs/poll/run")).expect(202)
+    assert (started["job"], started["status"], started["attempts"]) == ("poll", "running", 1)
+    listed = (await api.get("runs", min_position=started["position"], status="running")).expect(200)[
+        "items"
+    ]
+    assert [item["id"] for item in listed] == [started["id"]]
+    may_answer.set()
+    run = await finished_run(api, started["id"])
     assert (run["status"], run["manual"], run["tokens_used"], run["reason"]) == ("succeeded", True, 5, None)
-    assert run["tick"] == begun["tick"] <= run["started_at"] <= run["finished_at"]
-    event = (await api.get(f"events/{begun['position']}")).expect(200)
+    assert run["tick"] == started["tick"] <= run["started_at"] <= run["finished_at"]
+    event = (await api.get(f"events/{started['position']}")).expect(200)
     assert (event["type"], event["actor"], event["data"]["manual"]) == ("run_started", "anonymous", True)
 
 
-async def test_the_same_request_again_starts_no_second_run(api: Api, agents: Agents) -> None:
-    await job(api, overlap="allow_all")
+async def test_repeated_request_starts_no_second_run(api: Api, agents: Agents) -> None:
+    await define_job(api, overlap="allow_all")
     key = {"Idempotency-Key": "once"}
     first = (await api.post("jobs/poll/run", key)).expect(202)
     again = (await api.post("jobs/poll/run", key)).expect(202)
     assert again == first
-    await ended(api, first["id"])
+    await finished_run(api, first["id"])
     assert len(agents.calls) == 1
 
 
-async def test_run_now_is_refused_where_it_cannot_be(api: Api, agents: Agents) -> None:
-    enough = asyncio.Event()
-    agents.on("/poll", when(enough))
-    await job(api)
+async def test_manual_run_is_refused_when_it_is_not_possible(api: Api, agents: Agents) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/poll", when(may_answer))
+    await define_job(api)
     (await api.post("jobs/nobody/run")).expect(404, "job_not_found")
-    begun = (await api.post("jobs/poll/run")).expect(202)
+    started = (await api.post("jobs/poll/run")).expect(202)
     (await api.post("jobs/poll/run")).expect(409, "job_running")
-    enough.set()
-    await ended(api, begun["id"])
-    await job(api, "dear", tokens=10**9)
+    may_answer.set()
+    await finished_run(api, started["id"])
+    await define_job(api, "dear", tokens=10**9)
     (await api.post("jobs/dear/run")).expect(429, "budget_exhausted")
     (await api.post("/api/squad", action="orchestrator-shutdown")).expect(200)
     (await api.post("jobs/poll/run")).expect(409, "orchestrator_stopped")
 
 
-async def test_a_job_is_paused_with_a_note_and_resumed(api: Api) -> None:
-    await job(api, every="1s")
+async def test_job_is_paused_with_note_and_resumed(api: Api) -> None:
+    await define_job(api, every="1s")
     paused = (await api.post("jobs/poll/pause", note="the mailbox moves")).expect(200)
     assert (paused["paused"], paused["note"]) == (True, "the mailbox moves")
     shown = (await api.get("jobs/poll", min_position=paused["position"])).expect(200)
@@ -226,13 +228,13 @@ async def _has(api: Api, status: str) -> bool:
     return bool((await api.get("runs", status=status)).expect(200)["items"])
 
 
-async def test_runs_are_listed_by_job_and_status_page_by_page(api: Api, agents: Agents) -> None:
+async def test_runs_are_listed_by_job_and_status_in_pages(api: Api, agents: Agents) -> None:
     agents.on("/bad", answers({}, 500))
     for name in ("good", "bad"):
-        await job(api, name, overlap="allow_all")
+        await define_job(api, name, overlap="allow_all")
     for name in ("good", "bad", "good", "good"):
         run = (await api.post(f"jobs/{name}/run")).expect(202)
-        await ended(api, run["id"])
+        await finished_run(api, run["id"])
     page = (await api.get("runs", limit=3)).expect(200)
     assert [item["job"] for item in page["items"]] == ["good", "bad", "good"]
     rest = (await api.get("runs", limit=3, after=page["next"])).expect(200)
@@ -243,7 +245,7 @@ async def test_runs_are_listed_by_job_and_status_page_by_page(api: Api, agents: 
     (await api.get("runs", status="sleeping")).expect(422, "validation_failed")
 
 
-async def test_what_is_wrong_with_a_job_is_said_with_the_field(api: Api) -> None:
+async def test_invalid_job_is_rejected_with_the_name_of_the_field(api: Api) -> None:
     for spec, field in (
         ({"every": None, "cron": "61 * * * *"}, "cron"),
         ({"timezone": "Mars/Olympus"}, "timezone"),
@@ -258,43 +260,43 @@ async def test_what_is_wrong_with_a_job_is_said_with_the_field(api: Api) -> None
     (await api.get("jobs/poll")).expect(404, "job_not_found")
 
 
-async def test_a_job_is_taken_off_the_schedule_and_may_come_back(api: Api) -> None:
-    await job(api)
+async def test_removed_job_can_be_defined_again(api: Api) -> None:
+    await define_job(api)
     (await api.delete("jobs/poll")).expect(200)
     (await api.get("jobs/poll")).expect(404, "job_not_found")
-    await job(api)
+    await define_job(api)
     run = (await api.post("jobs/poll/run")).expect(202)
-    assert (await ended(api, run["id"]))["status"] == "succeeded"
+    assert (await finished_run(api, run["id"]))["status"] == "succeeded"
 
 
-async def test_a_job_claims_its_resources_while_it_runs(api: Api, agents: Agents) -> None:
-    enough = asyncio.Event()
-    agents.on("/poll", when(enough, answers({})))
-    await job(api, resources={"mailbox": "info"})
-    begun = (await api.post("jobs/poll/run")).expect(202)
+async def test_job_claims_its_resources_while_it_runs(api: Api, agents: Agents) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/poll", when(may_answer, answers({})))
+    await define_job(api, resources={"mailbox": "info"})
+    started = (await api.post("jobs/poll/run")).expect(202)
     await eventually(lambda: agents.calls)
-    [held] = (await api.get("operations", state="active", min_position=begun["position"])).body["items"]
+    [held] = (await api.get("operations", state="active", min_position=started["position"])).body["items"]
     assert (held["agent"], held["action"], held["resources"]) == ("worker", "poll", {"mailbox": "info"})
     assert agents.calls[0].payload["fencing_token"] == held["fencing_token"]
     claim = {"agent": "ada", "action": "sort", "resources": {"mailbox": "info"}}
     refused = (await api.post("operations", **claim)).expect(409, "conflict")
     assert refused["conflict"]["operation_id"] == held["id"]
-    enough.set()
-    run = await ended(api, begun["id"])
+    may_answer.set()
+    run = await finished_run(api, started["id"])
     assert run["operation_id"] == held["id"]
     (await api.post("operations", **claim)).expect(201)
-    turned_away = (await api.post("jobs/poll/run")).expect(409, "conflict")
-    assert turned_away["conflict"]["agents"] == ["ada"]
-    assert turned_away["detail"] == "'ada' has claimed mailbox info for 'sort'"
-    conflict = (await api.get(f"events/{turned_away['position']}")).expect(200)
+    refused_run = (await api.post("jobs/poll/run")).expect(409, "conflict")
+    assert refused_run["conflict"]["agents"] == ["ada"]
+    assert refused_run["detail"] == "'ada' has claimed mailbox info for 'sort'"
+    conflict = (await api.get(f"events/{refused_run['position']}")).expect(200)
     assert (conflict["type"], conflict["data"]["agent"]) == ("conflict_detected", "worker")
 
 
-async def test_a_tick_whose_resources_are_claimed_is_skipped_and_says_by_whom(
+async def test_tick_is_skipped_with_name_of_holder_when_resources_are_claimed(
     api: Api, agents: Agents
 ) -> None:
     (await api.post("operations", agent="ada", action="sort", resources={"mailbox": "info"})).expect(201)
-    await job(api, every="1s", resources={"mailbox": "info"})
+    await define_job(api, every="1s", resources={"mailbox": "info"})
 
     async def skipped() -> list[dict[str, Any]]:
         return list((await api.get("runs", job="poll", status="skipped")).expect(200)["items"])
@@ -310,65 +312,65 @@ async def test_a_tick_whose_resources_are_claimed_is_skipped_and_says_by_whom(
 @pytest.mark.parametrize(
     "resources", [{}, {"mailbox": ""}, {"": "x"}, {"mailbox": 7}, ["mailbox"], {"a\nb": "x"}]
 )
-async def test_resources_of_a_job_are_what_those_of_operations_are(api: Api, resources: object) -> None:
+async def test_invalid_resources_of_job_are_rejected(api: Api, resources: object) -> None:
     body = {"agent": "worker", "endpoint": "/poll", "every": "1h", "resources": resources}
     refused = (await api.put("jobs/poll", **body)).expect(422, "validation_failed")
     assert "resources" in json.dumps(refused)
 
 
-async def names_at(database: str, **settings: Any) -> set[str]:
-    """The jobs that are on the schedule when a service has started."""
+async def jobs_after_start(database: str, **settings: Any) -> set[str]:
+    """The names of the jobs that exist after a service has started."""
     async with running_service(database, **{"seed_jobs": True, **settings}) as service:
         head = await service.head()
         found = (await service.api.get("jobs", min_position=head)).expect(200)
         return {item["name"] for item in found["items"]}
 
 
-async def test_a_seeds_job_that_was_removed_stays_removed(database: str) -> None:
+async def test_removed_seed_job_stays_removed_until_settings_name_it(database: str) -> None:
     async with running_service(database, seed_jobs=True) as service:
         (await service.api.delete("jobs/email_poll")).expect(200)
         (await service.api.get("jobs/email_poll")).expect(404, "job_not_found")
     others = SEEDS.keys() - {"email_poll"}
-    assert await names_at(database) == others
-    assert await names_at(database) == others
-    assert await names_at(database, jobs={"email_poll": {}}) == SEEDS.keys()
-    assert await names_at(database) == SEEDS.keys()
+    assert await jobs_after_start(database) == others
+    assert await jobs_after_start(database) == others
+    assert await jobs_after_start(database, jobs={"email_poll": {}}) == SEEDS.keys()
+    assert await jobs_after_start(database) == SEEDS.keys()
 
 
-async def test_seed_jobs_off_and_on_again_brings_them_all_back(database: str) -> None:
+async def test_switching_seed_jobs_off_and_on_restores_all_of_them(database: str) -> None:
     async with running_service(database, seed_jobs=True) as service:
         (await service.api.delete("jobs/email_poll")).expect(200)
         (await service.api.put("jobs/token_reset", task="token_reset", cron="30 2 * * *")).expect(200)
-    assert await names_at(database, seed_jobs=False) == {"token_reset"}
+    assert await jobs_after_start(database, seed_jobs=False) == {"token_reset"}
     async with running_service(database, seed_jobs=False) as service:
-        # Once they are off, there is nothing more to say about them.
+        # Another start with the seed's jobs switched off appends nothing.
         head = await service.head()
-    assert await names_at(database, seed_jobs=False) == {"token_reset"}
+    assert await jobs_after_start(database, seed_jobs=False) == {"token_reset"}
     async with running_service(database, seed_jobs=False) as service:
         assert await service.head() == head
-    assert await names_at(database) == SEEDS.keys()
+    assert await jobs_after_start(database) == SEEDS.keys()
 
 
 FAST = JobSpec(task="token_monitor", every=0.1, catch_up_seconds=1.0)
 
 
-async def outcomes(dsn: str) -> list[datetime]:
-    """The ticks of which the log says that they were missed, in its order."""
+async def missed_ticks(dsn: str) -> list[datetime]:
+    """The ticks that were recorded as missed, in the order of the log."""
     async with connected(dsn) as connection:
         log = await whole_log(connection)
     missed = [codec.decode(item) for item in log if item.type == RunMissed.type]
     return [event.tick for event in missed if isinstance(event, RunMissed)]
 
 
-async def test_what_the_settings_withdraw_leaves_no_tick_without_an_outcome(database: str) -> None:
+async def test_job_removed_by_settings_leaves_no_tick_without_outcome(database: str) -> None:
     since = await recorded_before_the_break(
         database,
         do.SetPolicy(),
         do.DefineJob(name="fast", source="settings", definition=FAST.definition()),
         away=timedelta(minutes=3),
     )
-    assert await names_at(database, seed_jobs=False) == set()
-    ticks = await outcomes(database)
+    assert await jobs_after_start(database, seed_jobs=False) == set()
+    ticks = await missed_ticks(database)
     assert timedelta(0) < ticks[0] - since <= timedelta(seconds=0.1)
     assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(seconds=0.1)}
     async with connected(database) as connection:
@@ -376,7 +378,7 @@ async def test_what_the_settings_withdraw_leaves_no_tick_without_an_outcome(data
     assert timedelta(0) <= removed.recorded_at - ticks[-1] < timedelta(seconds=0.1)
 
 
-async def test_a_job_that_is_behind_is_removed_when_its_ticks_have_been_told(
+async def test_job_that_is_behind_is_removed_after_its_missed_ticks_are_recorded(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await recorded_before_the_break(
@@ -402,5 +404,5 @@ async def test_a_job_that_is_behind_is_removed_when_its_ticks_have_been_told(
             refusals += 1
         # Three minutes of ten ticks a second, 500 at a time.
         assert refusals == 3
-    ticks = await outcomes(database)
+    ticks = await missed_ticks(database)
     assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(seconds=0.1)}

@@ -1,4 +1,4 @@
-"""Who comes in with which key, and what each of them may do and see."""
+"""API keys: which keys are accepted, and what each scope may do and see."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHALLENGE = 'Bearer realm="squad"'
 
 
 class Squad(NamedTuple):
-    """A service that needs keys, and a client with each kind."""
+    """A service that requires keys, with a client for each kind of key and one without."""
 
     service: Service
     nobody: Api
@@ -62,14 +62,14 @@ async def squad(database: str) -> AsyncIterator[Squad]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_squad(postgres: PostgresServer, _template: str) -> AsyncIterator[Squad]:
-    """One for the tests that are about routes and not about what is in the squad."""
+    """One squad for all tests that do not depend on what is in it."""
     with postgres.new_database(template=_template) as dsn:
         async with squad_with_keys(dsn) as running:
             yield running
 
 
 def _target(route: Route) -> str:
-    """A path that leads to the route."""
+    """A path that matches the route."""
     path = route.plain_path
     for name, value in (("{id}", UNKNOWN_ID), ("{name}", "ann"), ("{position}", "1")):
         path = path.replace(name, value)
@@ -83,7 +83,7 @@ def _name(route: Route) -> str:
 # Every route -------------------------------------------------------------------------------------------
 
 
-def test_a_route_that_reads_takes_readers_and_one_that_writes_takes_no_auditors() -> None:
+def test_reading_routes_allow_readers_and_writing_routes_no_auditors() -> None:
     for route in ROUTES:
         changes = route.method != "GET" and not route.path.endswith(("/check", "/whatif"))
         expected = {Scope.ACT, Scope.OPERATE} if changes else {Scope.PUBLIC, Scope.READ, Scope.AUDIT}
@@ -94,10 +94,8 @@ def test_a_route_that_reads_takes_readers_and_one_that_writes_takes_no_auditors(
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("route", ROUTES, ids=_name)
-async def test_every_route_asks_for_a_key_and_looks_at_what_it_opens(
-    shared_squad: Squad, route: Route
-) -> None:
-    # A stream would go on; this is refused before and after it was asked for a key.
+async def test_route_requires_a_key_of_sufficient_scope(shared_squad: Squad, route: Route) -> None:
+    # A valid request for a stream would not end; this one is rejected with every key and without.
     query = {"after": "x"} if route.path.endswith("/stream") else {}
     body: dict[str, object] | None = None if route.method == "GET" else {}
     for name in ("nobody", "ann", "auditor", "operator"):
@@ -131,7 +129,7 @@ async def test_every_route_asks_for_a_key_and_looks_at_what_it_opens(
     ],
 )
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_is_no_key_opens_nothing(
+async def test_malformed_or_unknown_key_is_unauthorized(
     shared_squad: Squad, monkeypatch: pytest.MonkeyPatch, header: str
 ) -> None:
     answer = await shared_squad.nobody.get("budget", {"Authorization": header})
@@ -140,7 +138,7 @@ async def test_what_is_no_key_opens_nothing(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_key_is_right_to_the_last_character_or_wrong(shared_squad: Squad) -> None:
+async def test_key_must_match_to_the_last_character(shared_squad: Squad) -> None:
     text = shared_squad.keys["operator"].text
     for wrong in (text[:-1], text + "0", text[:-1] + ("0" if text[-1] != "0" else "1"), text.upper()):
         answer = await shared_squad.nobody.get("budget", {"Authorization": f"Bearer {wrong}"})
@@ -151,7 +149,7 @@ async def test_a_key_is_right_to_the_last_character_or_wrong(shared_squad: Squad
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_seeds_interface_needs_a_key_as_well_and_says_so_in_its_own_form(
+async def test_seed_facade_requires_a_key_and_answers_in_its_own_format(
     shared_squad: Squad,
 ) -> None:
     answer = await shared_squad.nobody.get("/api/squad", action="orchestrator-status")
@@ -162,20 +160,20 @@ async def test_the_seeds_interface_needs_a_key_as_well_and_says_so_in_its_own_fo
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_strangers_hear_whether_it_is_ready_and_not_what_is_wrong(shared_squad: Squad) -> None:
-    for api, told in (
+async def test_readyz_hides_details_from_agents_and_without_a_key(shared_squad: Squad) -> None:
+    for api, shown in (
         (shared_squad.nobody, False),
         (shared_squad.ann, False),
         (shared_squad.auditor, True),
     ):
         checks = (await api.get("/readyz")).body["checks"]
-        assert ("by_name" in checks["projections"]) is told
+        assert ("by_name" in checks["projections"]) is shown
 
 
 # What agents may do --------------------------------------------------------------------------------------
 
 
-async def test_an_agents_key_acts_only_as_that_agent(squad: Squad) -> None:
+async def test_agent_key_can_act_only_as_that_agent(squad: Squad) -> None:
     ann = squad.ann
     (await ann.put("agents/ann", role="writer")).expect(200)
     (await ann.post("agents/ann/heartbeat")).expect(200)
@@ -198,7 +196,7 @@ async def test_an_agents_key_acts_only_as_that_agent(squad: Squad) -> None:
     assert forged.expect(403)["details"] == {"code": "wrong_agent"}
 
 
-async def test_what_is_anothers_is_not_touched_by_its_id(squad: Squad) -> None:
+async def test_agent_cannot_access_objects_of_another_by_id(squad: Squad) -> None:
     bob, ann = squad.bob, squad.ann
     claim = (await bob.post("operations", agent="bob", action="a", resources={"emailId": "1"})).expect(201)
     held = (await bob.post("budget/reservations", agent="bob", tokens=10)).expect(201)
@@ -221,7 +219,7 @@ async def test_what_is_anothers_is_not_touched_by_its_id(squad: Squad) -> None:
     (await bob.delete(f"budget/reservations/{held['id']}")).expect(200)
 
 
-async def test_what_was_denied_is_a_fact_in_the_log(squad: Squad) -> None:
+async def test_denied_access_is_recorded(squad: Squad) -> None:
     refused = (await squad.ann.post("messages", from_agent="bob", message="hello")).expect(403)
     denied = (await squad.auditor.get(f"events/{refused['position']}")).expect(200)
     assert denied["type"] == "access_denied"
@@ -232,7 +230,7 @@ async def test_what_was_denied_is_a_fact_in_the_log(squad: Squad) -> None:
     assert made["stream"] == denied["stream"] == f"key-{squad.keys['ann'].id}"
 
 
-async def test_what_is_the_whole_squads_takes_an_operator(squad: Squad) -> None:
+async def test_changes_to_the_whole_squad_require_an_operator(squad: Squad) -> None:
     for api in (squad.ann, squad.auditor):
         (await api.put("budget", daily_tokens=5)).expect(403, "not_allowed")
         refused = (await api.post("/api/squad", action="orchestrator-shutdown")).expect(403)
@@ -243,7 +241,7 @@ async def test_what_is_the_whole_squads_takes_an_operator(squad: Squad) -> None:
     assert event["actor"] == f"operator key:{squad.keys['operator'].id}"
 
 
-async def test_each_command_of_a_batch_is_looked_at(squad: Squad) -> None:
+async def test_each_command_of_batch_is_authorized(squad: Squad) -> None:
     commands = [
         {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "ann", "message": "mine"}},
         {
@@ -266,7 +264,7 @@ async def test_each_command_of_a_batch_is_looked_at(squad: Squad) -> None:
     assert [result["status"] for result in whole] == [201, 201, 200, 404]
 
 
-async def test_agents_do_not_use_up_each_others_idempotency_keys(squad: Squad) -> None:
+async def test_idempotency_keys_of_different_agents_are_independent(squad: Squad) -> None:
     headers = {"Idempotency-Key": "run-7"}
     first = (await squad.ann.post("messages", headers, from_agent="ann", message="m")).expect(201)
     again = (await squad.ann.post("messages", headers, from_agent="ann", message="m")).expect(201)
@@ -286,14 +284,14 @@ async def test_agents_do_not_use_up_each_others_idempotency_keys(squad: Squad) -
 # What agents may see -------------------------------------------------------------------------------------
 
 
-async def test_an_agent_sees_messages_that_it_sent_or_got(squad: Squad) -> None:
-    async def say(api: Api, sender: str, to: str | None, text: str) -> None:
+async def test_agent_sees_only_messages_that_it_sent_or_received(squad: Squad) -> None:
+    async def send(api: Api, sender: str, to: str | None, text: str) -> None:
         (await api.post("messages", from_agent=sender, to_agent=to, message=text)).expect(201)
 
-    await say(squad.ann, "ann", "bob", "ann to bob")
-    await say(squad.bob, "bob", None, "bob to all")
-    await say(squad.bob, "bob", "eve", "bob to eve")
-    await say(squad.operator, "eve", "ann", "eve to ann")
+    await send(squad.ann, "ann", "bob", "ann to bob")
+    await send(squad.bob, "bob", None, "bob to all")
+    await send(squad.bob, "bob", "eve", "bob to eve")
+    await send(squad.operator, "eve", "ann", "eve to ann")
 
     async def seen(api: Api, path: str, **query: object) -> list[str]:
         body = (await api.get(path, **query)).expect(200)
@@ -311,7 +309,7 @@ async def test_an_agent_sees_messages_that_it_sent_or_got(squad: Squad) -> None:
     (await squad.auditor.get("agents/bob/inbox")).expect(200)
 
 
-async def test_an_agent_sees_emails_that_it_handles_or_nobody_does(squad: Squad) -> None:
+async def test_agent_sees_only_emails_that_it_or_nobody_handles(squad: Squad) -> None:
     ids = {}
     for handler in ("ann", "bob", None):
         email = {"gmail_message_id": str(handler), "from_email": "x@example.org", "handled_by": handler}
@@ -330,7 +328,7 @@ async def test_an_agent_sees_emails_that_it_handles_or_nobody_does(squad: Squad)
         (await squad.ann.get(f"emails/{ids[handler]}")).expect(200)
 
 
-async def test_an_agent_sees_its_own_events(squad: Squad) -> None:
+async def test_agent_sees_only_its_own_events(squad: Squad) -> None:
     mine = (await squad.ann.post("messages", from_agent="ann", message="mine")).expect(201)["position"]
     other = (await squad.bob.post("messages", from_agent="bob", message="not mine")).expect(201)["position"]
 
@@ -356,10 +354,10 @@ async def test_an_agent_sees_its_own_events(squad: Squad) -> None:
     assert seen <= {event["position"] for event in (await squad.ann.get("events")).body["items"]}
 
 
-# Made, used, revoked -------------------------------------------------------------------------------------
+# Creation, use and revocation ----------------------------------------------------------------------------
 
 
-async def test_the_first_key_locks_the_door_and_the_last_one_opens_it(database: str) -> None:
+async def test_keys_are_required_from_the_first_one_until_the_last_is_revoked(database: str) -> None:
     async with running_service(database) as service:
         (await service.api.get("budget")).expect(200)
         key = await make_key(database)
@@ -370,8 +368,8 @@ async def test_the_first_key_locks_the_door_and_the_last_one_opens_it(database: 
         await eventually(_answers(service.api, 200))
 
 
-async def test_a_key_that_is_revoked_opens_nothing_on_any_process(database: str) -> None:
-    """Reads stop as soon as the event is heard, and commands with the event itself."""
+async def test_revoked_key_is_rejected_by_every_process(database: str) -> None:
+    """Commands are rejected from the event on, and reads as soon as the process has seen the event."""
     await make_key(database)
     key = await make_key(database)
     async with running_service(database) as one, running_service(database) as other:
@@ -379,7 +377,7 @@ async def test_a_key_that_is_revoked_opens_nothing_on_any_process(database: str)
         for client in clients:
             (await client.get("budget")).expect(200)
         position = await revoke_key(database, key)
-        # Not waited for: whether or not these processes have heard of it, what they append comes after it.
+        # No waiting here: even if a process has not seen the event yet, its appends come after it.
         for client in clients:
             answer = await client.post("messages", from_agent="ann", message="m")
             answer.expect(401, "unauthorized")
@@ -391,8 +389,8 @@ async def test_a_key_that_is_revoked_opens_nothing_on_any_process(database: str)
         assert [event for event in later if event.type == "message_sent"] == []
 
 
-async def test_keys_are_known_again_after_a_restart(database: str) -> None:
-    """Whether the state is read from the tables, as after a while, or from the log, as at first."""
+async def test_keys_are_known_after_restart(database: str) -> None:
+    """Whether the state is read from the log, as at the first start, or from the tables, as later."""
     gone, kept = await make_key(database), await make_key(database)
     await revoke_key(database, gone)
     for _ in range(2):
@@ -403,7 +401,7 @@ async def test_keys_are_known_again_after_a_restart(database: str) -> None:
             (await api.get("tasks", min_position=await service.head())).expect(200)
 
 
-async def test_a_stream_ends_with_the_key_that_opened_it(squad: Squad) -> None:
+async def test_stream_ends_when_its_key_is_revoked(squad: Squad) -> None:
     async with squad.auditor.session.get(
         "/api/v1/events/stream", headers=squad.auditor.headers
     ) as response:
@@ -415,7 +413,7 @@ async def test_a_stream_ends_with_the_key_that_opened_it(squad: Squad) -> None:
     answer.expect(401, "unauthorized")
 
 
-async def test_a_stream_without_a_key_ends_with_the_first_one(database: str) -> None:
+async def test_stream_without_a_key_ends_when_the_first_key_is_created(database: str) -> None:
     async with (
         running_service(database) as service,
         service.api.session.get("/api/v1/events/stream") as response,
@@ -426,11 +424,11 @@ async def test_a_stream_without_a_key_ends_with_the_first_one(database: str) -> 
             await response.content.read()
 
 
-async def test_the_first_use_of_a_key_is_an_event_whatever_it_was_used_for(squad: Squad) -> None:
+async def test_only_the_first_use_of_a_key_is_recorded(squad: Squad) -> None:
     for api in (squad.auditor, squad.ann):
         await asyncio.gather(*(api.get("budget") for _ in range(5)))
 
-    async def noted() -> list[str]:
+    async def recorded_actors() -> list[str]:
         items = (await squad.operator.get("events", type="key_first_used")).body["items"]
         return sorted(item["actor"] for item in items)
 
@@ -440,15 +438,17 @@ async def test_the_first_use_of_a_key_is_an_event_whatever_it_was_used_for(squad
         f"operator key:{squad.keys['operator'].id}",
     ]
 
-    async def all_noted() -> bool:
-        return await noted() == expected
+    async def all_recorded() -> bool:
+        return await recorded_actors() == expected
 
-    await eventually(all_noted)
+    await eventually(all_recorded)
     await asyncio.gather(*(squad.ann.get("budget") for _ in range(5)))
-    assert await noted() == expected
+    assert await recorded_actors() == expected
 
 
-async def test_keys_are_looked_at_without_the_database(postgres: PostgresServer, database: str) -> None:
+async def test_keys_are_checked_while_database_is_unreachable(
+    postgres: PostgresServer, database: str
+) -> None:
     async with squad_with_keys(database) as squad:
         with unreachable(postgres, database):
             (await squad.operator.get("budget")).expect(200)
@@ -456,7 +456,7 @@ async def test_keys_are_looked_at_without_the_database(postgres: PostgresServer,
             (await squad.ann.put("budget", daily_tokens=5)).expect(403, "not_allowed")
 
 
-async def test_no_key_is_anywhere_but_where_it_was_shown(squad: Squad) -> None:
+async def test_secrets_of_keys_are_not_in_events_tables_or_metrics(squad: Squad) -> None:
     (await squad.operator.post("messages", from_agent="ann", message="m")).expect(201)
     secrets = [key.text[-64:] for key in squad.keys.values()]
     events = (await squad.auditor.get("events", limit=1000)).body["items"]
@@ -468,10 +468,10 @@ async def test_no_key_is_anywhere_but_where_it_was_shown(squad: Squad) -> None:
     assert not any(secret in shown for secret in secrets)
 
 
-# Too often -------------------------------------------------------------------------------------------
+# Rate limits ---------------------------------------------------------------------------------------------
 
 
-async def test_wrong_keys_are_limited_and_right_ones_are_let_in_meanwhile(squad: Squad) -> None:
+async def test_wrong_keys_are_rate_limited_and_valid_ones_still_accepted(squad: Squad) -> None:
     wrong = squad.nobody.with_key("squad_2222222222_" + "0" * 64)
     statuses = [(await wrong.get("budget")).status for _ in range(auth.FAILED_TRIES_PER_MINUTE + 3)]
     assert statuses == [401] * auth.FAILED_TRIES_PER_MINUTE + [429] * 3
@@ -484,7 +484,7 @@ async def test_wrong_keys_are_limited_and_right_ones_are_let_in_meanwhile(squad:
     (await squad.nobody.get("budget")).expect(401, "unauthorized")
 
 
-async def test_requests_with_a_key_are_limited_each_key_for_itself(database: str) -> None:
+async def test_requests_are_rate_limited_per_key(database: str) -> None:
     async with squad_with_keys(database, key_requests_per_second=0.5) as squad:
         (await squad.ann.get("budget")).expect(200)
         refused = await squad.ann.get("budget")
@@ -494,17 +494,17 @@ async def test_requests_with_a_key_are_limited_each_key_for_itself(database: str
         await eventually(_answers(squad.ann, 200))
 
 
-async def test_streams_are_limited_by_key_and_in_all(database: str) -> None:
+async def test_streams_are_limited_per_key_and_in_total(database: str) -> None:
     async with squad_with_keys(database, max_streams=3, max_streams_per_key=2) as squad:
 
-        async def opened(api: Api) -> Any:
+        async def open_stream(api: Api) -> Any:
             response = await api.session.get("/api/v1/events/stream", headers=api.headers)
             assert response.status == 200
             return response
 
-        first = [await opened(squad.ann) for _ in range(2)]
+        first = [await open_stream(squad.ann) for _ in range(2)]
         (await squad.ann.get("events/stream")).expect(429, "too_many_streams")
-        first.append(await opened(squad.bob))
+        first.append(await open_stream(squad.bob))
         (await squad.operator.get("events/stream")).expect(503, "streams_full")
         for response in first:
             response.close()

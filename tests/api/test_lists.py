@@ -1,4 +1,4 @@
-"""What all lists and reads share: pages, positions to wait for, parameters."""
+"""What all lists and reads have in common: pages, and positions to wait for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def _populate(api: Api, count: int) -> None:
-    """So many entries in each list, and a few more events."""
+    """Add this many entries to each list, and a few more events."""
     for number in range(count):
         await api.put(f"agents/agent-{number}", role="writer")
         await api.post("messages", from_agent="ada", message=f"m{number}")
@@ -39,13 +39,13 @@ async def _populate(api: Api, count: int) -> None:
     await eventually(idle)
 
 
-async def test_every_list_is_read_whole_page_by_page(api: Api) -> None:
+async def test_pages_of_every_list_add_up_to_the_whole_list(api: Api) -> None:
     await _populate(api, 4)
     for path in LISTS:
         whole = (await api.get(path)).expect(200)
         assert whole["next"] is None
         assert len(whole["items"]) >= 4
-        # One page that holds just as many as there are is the last one, too.
+        # A page with exactly as many entries as there are is the last one, too.
         assert (await api.get(path, limit=len(whole["items"]))).expect(200) == whole
         pages: list[list[object]] = []
         after = None
@@ -58,7 +58,7 @@ async def test_every_list_is_read_whole_page_by_page(api: Api) -> None:
         assert all(len(page) == 3 for page in pages[:-1])
 
 
-async def test_a_page_of_large_entries_ends_early_and_the_next_goes_on(
+async def test_page_of_large_entries_ends_early_and_the_next_continues(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "PAGE_BYTES", 250_000)
@@ -80,7 +80,7 @@ async def test_a_page_of_large_entries_ends_early_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize("small", [0, 1, 20, 21, 22, 500])
-async def test_what_is_read_for_a_page_is_bounded_where_large_entries_follow_small_ones(small: int) -> None:
+async def test_amount_read_for_a_page_is_bounded_when_large_entries_follow_small(small: int) -> None:
     entries = [{"position": n + 1, "text": "x" * (1 if n < small else 1_000_000)} for n in range(1_000)]
     read: list[int] = []
 
@@ -95,22 +95,24 @@ async def test_what_is_read_for_a_page_is_bounded_where_large_entries_follow_sma
     assert sum(read) <= 80_000_000 + lists.PAGE_BYTES
 
 
-async def test_a_page_of_small_entries_is_whole() -> None:
-    asked: list[int] = []
+async def test_page_of_small_entries_is_full() -> None:
+    counts: list[int] = []
 
     async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-        asked.append(count)
+        counts.append(count)
         return [{"position": n + 1} for n in range(after, min(after + count, 150))]
 
     for limit, expected in ((20, [21]), (100, [21, 80]), (1_000, [21, 80, 80])):
-        asked.clear()
+        counts.clear()
         shown = await lists.read_page(fetch, 0, limit)
-        assert asked == expected
+        assert counts == expected
         assert len(shown["items"]) == min(limit, 150)
         assert shown["next"] == (limit if limit < 150 else None)
 
 
-async def test_a_page_of_live_state_ends_early_as_well(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_of_large_entries_from_memory_ends_early(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lists, "PAGE_BYTES", 5_000)
     large = {f"kind-{number}": "x" * 490 for number in range(4)}
     for number in range(10):
@@ -139,7 +141,7 @@ async def test_a_page_of_live_state_ends_early_as_well(api: Api, monkeypatch: py
         assert found == sorted(set(found))
 
 
-def test_no_more_entries_are_made_than_a_page_takes() -> None:
+def test_page_stops_building_entries_when_it_is_full() -> None:
     made = []
 
     def entries() -> Iterator[dict[str, Any]]:
@@ -151,7 +153,7 @@ def test_no_more_entries_are_made_than_a_page_takes() -> None:
     assert made == [1, 2, 3, 4]
 
 
-async def test_what_is_under_way_is_listed_in_the_order_in_which_it_began(api: Api) -> None:
+async def test_active_operations_are_listed_in_order_of_their_start(api: Api) -> None:
     ids = []
     for number in range(6):
         claim = {"agent": f"agent-{number % 2}", "action": "a", "resources": {"n": str(number)}}
@@ -178,7 +180,7 @@ async def test_min_position_waits_until_the_answer_covers_it(service: Service) -
         answer.expect(200)
 
 
-async def test_a_position_that_does_not_come_is_not_covered_yet(
+async def test_min_position_that_is_not_reached_in_time_is_answered_with_504(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.2)
@@ -189,57 +191,57 @@ async def test_a_position_that_does_not_come_is_not_covered_yet(
         assert 0 < late["covered"] <= head
 
 
-async def test_whoever_has_seen_more_than_there_is_is_told_where_the_log_ends(
+async def test_position_beyond_the_head_is_answered_with_the_head(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.2)
     await service.api.put("agents/ada", role="writer")
     head = await service.head()
     assert (await service.api.get("events", after=head)).expect(200)["items"] == []
-    ways = [(path, "min_position") for path in (*READS, "events/stream")]
-    ways += [("events", "after"), ("events/stream", "after")]
-    for path, name in ways:
-        told = (await service.api.get(path, **{name: head + 1})).expect(504, "not_yet")
-        assert told["ends_at"] == head
+    parameters = [(path, "min_position") for path in (*READS, "events/stream")]
+    parameters += [("events", "after"), ("events/stream", "after")]
+    for path, name in parameters:
+        problem = (await service.api.get(path, **{name: head + 1})).expect(504, "not_yet")
+        assert problem["ends_at"] == head
 
 
-async def test_one_process_waits_for_what_another_wrote(database: str) -> None:
+async def test_min_position_waits_for_writes_of_another_process(database: str) -> None:
     async with running_service(database) as one, running_service(database) as other:
         for number in range(10):
             sent = (await one.api.post("messages", from_agent="ada", message=f"m{number}")).expect(201)
             listed = await other.api.get("messages", min_position=sent["position"])
             assert listed.expect(200)["items"][-1]["id"] == sent["id"]
-            beside = await other.api.get("agents/ada", min_position=sent["position"])
-            assert beside.expect(200)["position"] >= sent["position"]
+            agent = await other.api.get("agents/ada", min_position=sent["position"])
+            assert agent.expect(200)["position"] >= sent["position"]
 
 
-async def test_all_who_wait_for_a_position_share_one_look_at_the_database(
+async def test_requests_that_wait_for_a_position_share_reads_of_the_database(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 1.0)
-    looks: list[float] = []
+    reads: list[float] = []
     connection = reading.ReadTables.connection
 
-    def noting(tables: reading.ReadTables) -> Any:
-        looks.append(asyncio.get_running_loop().time())
+    def record_and_connect(tables: reading.ReadTables) -> Any:
+        reads.append(asyncio.get_running_loop().time())
         return connection(tables)
 
-    monkeypatch.setattr(reading.ReadTables, "connection", noting)
+    monkeypatch.setattr(reading.ReadTables, "connection", record_and_connect)
     async with running_service(database) as one:
 
-        async def projects() -> bool:
+        async def is_active_projector() -> bool:
             return "squad_projector_active 1.0" in (await one.api.get("/metrics")).body
 
-        await eventually(projects)
+        await eventually(is_active_projector)
         async with running_service(database) as other:
             sent = (await one.api.post("messages", from_agent="ada", message="m")).expect(201)["position"]
             (await other.api.get("messages", min_position=sent)).expect(200)
-            looks.clear()
+            reads.clear()
             waiting = [other.api.get("messages", min_position=sent + 1_000) for _ in range(100)]
             for answer in await asyncio.gather(*waiting):
                 assert answer.expect(504, "not_yet")["ends_at"] == sent
-            # One at once, one each quarter of a second, one for the log's end; more where there is a hint.
-            assert len(looks) < 30
+            # One at once, one every quarter of a second, one for the log's end; and one per notification.
+            assert len(reads) < 30
 
 
 async def test_every_process_shows_its_own_writes_at_once(database: str) -> None:
@@ -250,23 +252,23 @@ async def test_every_process_shows_its_own_writes_at_once(database: str) -> None
                 assert (await api.get(f"tasks/{created['id']}")).expect(200)["title"] == f"t{number}"
 
 
-def _noting(calls: list[str], name: str) -> Any:
-    """The method of that name, which takes note that it was called."""
+def _recorded(calls: list[str], name: str) -> Any:
+    """The method of this name, which also records that it was called."""
     original = getattr(reading.ReadTables, name)
 
-    async def noting(*arguments: Any) -> Any:
+    async def record_and_call(*arguments: Any) -> Any:
         calls.append(name)
         return await original(*arguments)
 
-    return noting
+    return record_and_call
 
 
-async def test_who_waits_for_a_position_is_answered_when_the_service_stops(
+async def test_requests_that_wait_for_a_position_are_answered_on_shutdown(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[str] = []
     for name in ("_wait", "wait_for_state"):
-        monkeypatch.setattr(reading.ReadTables, name, _noting(waits, name))
+        monkeypatch.setattr(reading.ReadTables, name, _recorded(waits, name))
     async with running_service(database) as service:
         await service.api.put("agents/ada", role="writer")
         head = await service.head()

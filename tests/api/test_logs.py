@@ -1,4 +1,4 @@
-"""What the service says of itself: enough to follow a request, and nothing of what is in it."""
+"""The service's own log: enough to trace a request, and nothing of its content."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from tests.support.process import ServiceProcess
 
 MARK = "Zaphod0Beeblebrox"
-"""In everything that is sent."""
+"""Part of everything that is sent."""
 
 PASSWORD = "dsn0password"
 SIGNING = "c2lnbmluZ19zZWNyZXRfb2ZfYWRh"
 WRONG_KEY = "squad_7f3k9q2m4x_wrong0wrong0wrong0"
 
 
-class FoldInput(NamedTuple):
-    """An answer."""
+class Answer(NamedTuple):
+    """An answer of the service, with the id of its request."""
 
     status: int
     body: dict[str, Any]
@@ -44,7 +44,7 @@ class FoldInput(NamedTuple):
 
 
 class Client:
-    """Asks with a key, and remembers the ids of its requests."""
+    """A client with a key; its answers include the ids of their requests."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
         self._session = session
@@ -53,7 +53,7 @@ class Client:
 
     async def ask(
         self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None
-    ) -> FoldInput:
+    ) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         merged = {"Content-Type": "application/json", **self._headers, **(headers or {})}
         async with self._session.request(
@@ -61,11 +61,11 @@ class Client:
         ) as response:
             text = await response.read()
             shown = json.loads(text) if "json" in response.headers["Content-Type"] else {}
-            return FoldInput(response.status, shown, response.headers["X-Correlation-Id"])
+            return Answer(response.status, shown, response.headers["X-Correlation-Id"])
 
 
-async def _live(client: Client) -> None:
-    """One of everything, well formed and not."""
+async def _use_api(client: Client) -> None:
+    """Send requests of every kind, valid and invalid."""
     ask, v1 = client.ask, "/api/v1"
     await ask("PUT", f"{v1}/agents/ada", {"role": MARK, "url": "http://localhost:1"})
     await ask("POST", f"{v1}/messages", {"from_agent": "ada", "message": MARK, "data": {"x": MARK}})
@@ -80,7 +80,7 @@ async def _live(client: Client) -> None:
     await ask("POST", f"{v1}/budget/reservations", {"agent": "ada", "tokens": 10**9})
     command = {"method": "POST", "path": f"/api/v1/{MARK}", "body": {"message": MARK}}
     await ask("POST", f"{v1}/batch", {"commands": [command]})
-    # What is not as it must be.
+    # Invalid requests.
     for body in (b'{"message": "' + MARK.encode(), json.dumps([MARK]).encode(), b"\xff" + MARK.encode()):
         await ask("POST", f"{v1}/messages", body)
     await ask("POST", f"{v1}/messages", {"from_agent": "ada", MARK: MARK, "message": {"x": MARK}})
@@ -95,7 +95,7 @@ async def _live(client: Client) -> None:
         await ask("GET", f"{v1}/messages", headers={"Authorization": f"Bearer {WRONG_KEY}"})
 
 
-def _send_what_is_no_http(service: ServiceProcess, key: str) -> None:
+def _send_malformed_http(service: ServiceProcess, key: str) -> None:
     address = urlsplit(service.url)
     for head in (
         f"GET /{MARK} HTTP/9.9\r\nAuthorization: Bearer {key}\r\n\r\n",
@@ -110,7 +110,7 @@ def _send_what_is_no_http(service: ServiceProcess, key: str) -> None:
             line.recv(4_096)
 
 
-async def test_no_secret_and_nothing_that_was_sent_is_in_a_log_line(database: str) -> None:
+async def test_log_contains_no_secrets_and_nothing_that_was_sent(database: str) -> None:
     operator = await make_key(database)
     async with running_agents() as agents, connected(database) as elsewhere:
         agents.on("/talk", answers({"summary": MARK, "error": MARK}, status=500))
@@ -129,19 +129,19 @@ async def test_no_secret_and_nothing_that_was_sent_is_in_a_log_line(database: st
         ):
             client = Client(session, service.url, operator.text)
             await eventually(service.is_ready)
-            await _live(client)
-            _send_what_is_no_http(service, operator.text)
+            await _use_api(client)
+            _send_malformed_http(service, operator.text)
             spec = {"agent": "talker", "endpoint": "/talk", "every": "300d", "retries": 0}
             await client.ask("PUT", "/api/v1/jobs/talk", spec)
             assert (await client.ask("POST", "/api/v1/jobs/talk/run")).status == 202
             await eventually(lambda: agents.called("/talk"))
 
-            # Faults of ours, each of which repeats what it was given.
+            # Bugs, whose exceptions repeat their input.
             failed = await _send(client, f"{STUMBLE} {MARK}")
             assert (failed.status, failed.body["code"]) == (500, "internal_error")
             refused = await client.ask("POST", "/api/v1/tasks", {"title": f"{STUMBLE} {MARK}"})
             assert (refused.status, refused.body["code"]) == (500, "internal_error")
-            # Faults of the database, which repeats whole rows.
+            # Errors of the database, which repeat whole rows.
             await elsewhere.execute("ALTER TABLE events ADD CHECK (data::text NOT LIKE '%unwanted%')")
             unwanted = await client.ask("POST", "/api/v1/tasks", {"title": f"unwanted {MARK}"})
             assert unwanted.status == 500
@@ -150,13 +150,13 @@ async def test_no_secret_and_nothing_that_was_sent_is_in_a_log_line(database: st
             assert poison.status == 201
             assert (await client.ask("POST", "/api/v1/tasks", {"title": f"{LATER} {MARK}"})).status == 201
             await client.ask("POST", "/api/v1/tasks", {"title": f"after that {MARK}"})
-            await eventually(partial(_says, service, "projection tasks stopped at position"))
-            await eventually(partial(_says, service, "Task exception was never retrieved"))
-            await eventually(partial(_says, service, "an observer of the log failed"))
+            await eventually(partial(_is_logged, service, "projection tasks stopped at position"))
+            await eventually(partial(_is_logged, service, "Task exception was never retrieved"))
+            await eventually(partial(_is_logged, service, "an observer of the log failed"))
             for name in ("squad writer", "squad projector", "squad listener", "squad reader"):
                 await terminate(elsewhere, name)
-            await eventually(partial(_says, service, "listener lost its connection"))
-            await eventually(lambda: _is_answered(client))
+            await eventually(partial(_is_logged, service, "listener lost its connection"))
+            await eventually(lambda: _is_accepted(client))
             lines = service.log_lines()
 
     entries = [json.loads(line) for line in lines]
@@ -165,30 +165,30 @@ async def test_no_secret_and_nothing_that_was_sent_is_in_a_log_line(database: st
         found = [line for line in lines if secret in line]
         assert not found, f"{secret} is in {found[0]}"
 
-    # What is left says which request it was, what went wrong, and where.
-    for told_, kind in ((failed, "ValueError"), (refused, "TypeError")):
-        said = [entry for entry in entries if entry.get("correlation_id") == told_.correlation_id]
-        [exception] = [entry["exception"] for entry in said if "exception" in entry]
+    # What remains says which request it was, what went wrong, and where.
+    for answer, kind in ((failed, "ValueError"), (refused, "TypeError")):
+        logged = [entry for entry in entries if entry.get("correlation_id") == answer.correlation_id]
+        [exception] = [entry["exception"] for entry in logged if "exception" in entry]
         assert exception.endswith(kind)
         assert "leaky_squad.py" in exception
-    said = [entry for entry in entries if entry.get("correlation_id") == unwanted.correlation_id]
-    assert any("CreateTask failed: StoreRefused" in entry["event"] for entry in said)
+    logged = [entry for entry in entries if entry.get("correlation_id") == unwanted.correlation_id]
+    assert any("CreateTask failed: StoreRefused" in entry["event"] for entry in logged)
 
 
-async def _send(client: Client, text: str) -> FoldInput:
+async def _send(client: Client, text: str) -> Answer:
     return await client.ask("POST", "/api/v1/messages", {"from_agent": "ada", "message": text})
 
 
-async def _is_answered(client: Client) -> bool:
+async def _is_accepted(client: Client) -> bool:
     return (await client.ask("POST", "/api/v1/budget/usage", {"agent": "ada", "tokens": 1})).status == 201
 
 
-def _says(service: ServiceProcess, text: str) -> bool:
+def _is_logged(service: ServiceProcess, text: str) -> bool:
     return any(text in line for line in service.log_lines())
 
 
 @pytest.mark.parametrize("given", [True, False])
-async def test_an_answer_its_events_and_its_log_lines_bear_the_same_id(database: str, given: bool) -> None:
+async def test_answer_events_and_log_lines_have_the_same_correlation_id(database: str, given: bool) -> None:
     operator = await make_key(database)
     headers = {"X-Correlation-Id": "order-66"} if given else {}
     async with (
@@ -210,16 +210,16 @@ async def test_an_answer_its_events_and_its_log_lines_bear_the_same_id(database:
     assert done.status == 201
     assert event["correlation_id"] == done.correlation_id
     if given:
-        assert {told_.correlation_id for told_ in (done, *others)} == {"order-66"}
+        assert {answer.correlation_id for answer in (done, *others)} == {"order-66"}
     else:
-        assert len({told_.correlation_id for told_ in (done, *others)}) == 6
-    for told_ in (done, *others):
-        [*said] = [entry for entry in entries if entry.get("correlation_id") == told_.correlation_id]
-        assert any(str(told_.status) in entry["event"] for entry in said)
+        assert len({answer.correlation_id for answer in (done, *others)}) == 6
+    for answer in (done, *others):
+        [*logged] = [entry for entry in entries if entry.get("correlation_id") == answer.correlation_id]
+        assert any(str(answer.status) in entry["event"] for entry in logged)
     assert any("POST /api/v1/messages: 201 in" in entry["event"] for entry in entries)
 
 
-async def test_people_get_lines_that_they_can_read(database: str) -> None:
+async def test_console_format_is_readable_text(database: str) -> None:
     async with squad_up(dsn=database, SQUAD_LOG_LEVEL="debug", SQUAD_LOG_FORMAT="console") as service:
         async with aiohttp.request(
             "GET", f"{service.url}/api/v1/budget", headers={"X-Correlation-Id": "order-66"}
@@ -231,7 +231,7 @@ async def test_people_get_lines_that_they_can_read(database: str) -> None:
     assert "debug" in line
 
 
-def test_an_exception_is_told_without_what_it_dealt_with() -> None:
+def test_exceptions_are_described_without_their_data() -> None:
     def failing() -> None:
         try:
             raise psycopg.errors.UniqueViolation(MARK)
@@ -240,12 +240,12 @@ def test_an_exception_is_told_without_what_it_dealt_with() -> None:
 
     with pytest.raises(LogNotUnderstood) as raised:
         failing()
-    length = describe_with_traceback(raised.value)
+    text = describe_with_traceback(raised.value)
     assert describe(raised.value) == "LogNotUnderstood at position 7"
-    assert MARK not in length
-    assert "UniqueViolation (23505)" in length
-    assert length.endswith("LogNotUnderstood at position 7")
-    assert "in failing" in length
+    assert MARK not in text
+    assert "UniqueViolation (23505)" in text
+    assert text.endswith("LogNotUnderstood at position 7")
+    assert "in failing" in text
     assert describe(StoreBusy("try later")).endswith("try later")
     assert describe(ConnectionRefusedError(111, "refused")) == "ConnectionRefusedError: [Errno 111] refused"
     assert describe(ValueError(MARK)) == "ValueError"

@@ -1,4 +1,4 @@
-"""Lists out of tables with many rows: what is looked at for a page, whoever asks for whatever."""
+"""Lists from tables with many rows: a page reads few rows, whatever it is filtered by."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ if TYPE_CHECKING:
     from tests.api.client import Service
 
 ROWS = 20_000
-SELDOM = ROWS - 5
-ALSO_LOOKED_AT = 150
-"""Beyond two pages; a hundredth of what a search from end to end looks at."""
+RARE_AFTER = ROWS - 5
+MAX_EXTRA_ROWS = 150
+"""How many more rows than it shows a page may read; a full scan reads over a hundred times as many."""
 
-# Of each table: how its rows are ordered, whose they are, and what else is unique, or of two kinds: which,
-# and after how many rows the second comes.
+# For each table: the column that orders its rows, the one that names the agent, and others: unique
+# ones, and ones with two values, of which the second begins after the given number of rows.
 _TABLES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
     "operations": ("fencing_token", "agent", {"state": ("finished", "expired", ROWS // 2)}),
     "conflicts": ("position", "agent", {}),
-    "squad_tasks": ("created_position", "assigned_agent", {"status": ("completed", "in_progress", SELDOM)}),
+    "squad_tasks": (
+        "created_position",
+        "assigned_agent",
+        {"status": ("completed", "in_progress", RARE_AFTER)},
+    ),
     "email_logs": (
         "created_position",
         "handled_by",
-        {"status": ("sent", "classified", SELDOM), "gmail_message_id": ()},
+        {"status": ("sent", "classified", RARE_AFTER), "gmail_message_id": ()},
     ),
-    "job_runs": ("fencing_token", "agent", {"status": ("succeeded", "failed", SELDOM)}),
+    "job_runs": ("fencing_token", "agent", {"status": ("succeeded", "failed", RARE_AFTER)}),
 }
 
 
@@ -50,33 +54,33 @@ async def _one_of_each(service: Service) -> None:
     await eventually(partial(projected_to_head, service.dsn))
 
 
-async def _many(connection: Connection) -> None:
-    """Most of each table is one agent's, and what is seldom there comes only at its end."""
+async def _add_many_rows(connection: Connection) -> None:
+    """Add rows to each table, most of them of one agent; rare values come only at the end."""
     for table, (order, agent, others) in _TABLES.items():
         values = {
             "id": "gen_random_uuid()",
             order: "1000000 + n",
-            agent: f"CASE WHEN n > {SELDOM} THEN 'seldom' ELSE 'often' END",
+            agent: f"CASE WHEN n > {RARE_AFTER} THEN 'seldom' ELSE 'often' END",
         }
         for column, kinds in others.items():
             values[column] = "n::text"
             if kinds:
                 first, second, after = kinds
                 values[column] = f"CASE WHEN n > {after} THEN '{second}' ELSE '{first}' END"
-        made = ", ".join(f"'{column}', {value}" for column, value in values.items())
+        added = ", ".join(f"'{column}', {value}" for column, value in values.items())
         query = (
             f"INSERT INTO {table} SELECT made.* FROM (SELECT one FROM {table} one LIMIT 1) first,"
-            f" generate_series(1, {ROWS}) n, jsonb_populate_record(one, jsonb_build_object({made})) made"
+            f" generate_series(1, {ROWS}) n, jsonb_populate_record(one, jsonb_build_object({added})) made"
         )
         await connection.execute(query.encode())
         await connection.execute(f"ANALYZE {table}".encode())
 
 
 @pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each page was chosen from."""
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows were read for each page."""
     counts: list[int] = []
-    really = storage.select
+    original = storage.select
 
     async def select(
         connection: Connection, table: Table[Any, Any], where: sql.Composable, parameters: dict[str, Any]
@@ -86,7 +90,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         )
         row: Any = await (await connection.execute(query, parameters)).fetchone()
         counts.append(_most_rows(row[0] if isinstance(row[0], list) else orjson.loads(row[0])))
-        return await really(connection, table, where, parameters)
+        return await original(connection, table, where, parameters)
 
     monkeypatch.setattr(storage, "select", select)
     return counts
@@ -100,10 +104,10 @@ def _most_rows(found: list[dict[str, Any]]) -> int:
     return of(found[0]["Plan"])
 
 
-async def test_a_page_looks_at_little_more_than_it_shows(service: Service, looked_at: list[int]) -> None:
+async def test_page_reads_few_more_rows_than_it_shows(service: Service, rows_read: list[int]) -> None:
     await _one_of_each(service)
     async with connected(service.dsn) as connection:
-        await _many(connection)
+        await _add_many_rows(connection)
     for path, count in (
         ("operations?agent=seldom", 5),
         ("operations?agent=often", 100),
@@ -122,18 +126,18 @@ async def test_a_page_looks_at_little_more_than_it_shows(service: Service, looke
         ("runs?status=failed", 5),
         ("runs?job=job", 100),
     ):
-        looked_at.clear()
+        rows_read.clear()
         shown = (await service.api.get(path)).expect(200)["items"]
         assert len(shown) == count, path
-        assert max(looked_at) <= count + ALSO_LOOKED_AT, path
+        assert max(rows_read) <= count + MAX_EXTRA_ROWS, path
 
 
-async def test_a_page_looks_at_little_more_than_it_shows_when_the_newest_come_first(
-    service: Service, looked_at: list[int]
+async def test_page_reads_few_more_rows_than_it_shows_when_the_newest_come_first(
+    service: Service, rows_read: list[int]
 ) -> None:
     await _one_of_each(service)
     async with connected(service.dsn) as connection:
-        await _many(connection)
+        await _add_many_rows(connection)
     for path, count in (
         ("operations?agent=seldom", 5),
         ("operations?agent=often", 100),
@@ -152,9 +156,9 @@ async def test_a_page_looks_at_little_more_than_it_shows_when_the_newest_come_fi
         ("runs?job=job&since=2020-01-31T09:00:00Z", 100),
         ("runs?job=job&until=2020-01-31T09:00:00Z", 0),
     ):
-        looked_at.clear()
+        rows_read.clear()
         shown = (await service.api.get(f"{path}{'&' if '?' in path else '?'}order=desc")).expect(200)[
             "items"
         ]
         assert len(shown) == count, path
-        assert max(looked_at) <= count + ALSO_LOOKED_AT, path
+        assert max(rows_read) <= count + MAX_EXTRA_ROWS, path
