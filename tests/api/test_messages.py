@@ -1,4 +1,4 @@
-"""Messages: sent, listed, read from an inbox, acknowledged."""
+"""Messages: sending, lists, inboxes and acknowledgements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _texts(answer: Answer) -> list[str]:
     return [item["message"] for item in answer.expect(200)["items"]]
 
 
-async def test_a_sent_message_is_in_the_list_at_once(api: Api) -> None:
+async def test_sent_message_is_listed_at_once(api: Api) -> None:
     data = {"emailId": "e1", "nested": {"list": [1, 2.5, None, True, "ü\u2028"]}}
     sent = await _send(api, "ada", "hello", to_agent="bob", task_id="task-7", data=data)
     [shown] = (await api.get("messages")).expect(200)["items"]
@@ -52,12 +52,12 @@ async def test_messages_are_filtered_by_sender_receiver_and_task(api: Api) -> No
     assert _texts(await api.get("messages", from_agent="nobody")) == []
 
 
-async def test_an_unknown_sender_is_registered_by_sending(api: Api) -> None:
+async def test_unknown_sender_is_registered_by_sending(api: Api) -> None:
     await _send(api, "stranger", "hello")
     assert (await api.get("agents/stranger")).expect(200)["role"] == "unknown"
 
 
-async def test_the_inbox_holds_what_was_sent_to_the_agent_or_to_all(api: Api) -> None:
+async def test_inbox_holds_messages_to_the_agent_and_to_all(api: Api) -> None:
     await _send(api, "ada", "for bob", to_agent="bob")
     await _send(api, "ada", "for all")
     await _send(api, "ada", "for carol", to_agent="carol")
@@ -65,7 +65,7 @@ async def test_the_inbox_holds_what_was_sent_to_the_agent_or_to_all(api: Api) ->
     assert _texts(await api.get("agents/carol/inbox")) == ["for all", "for carol"]
 
 
-async def test_an_acknowledged_message_leaves_the_inbox_of_that_agent_alone(api: Api) -> None:
+async def test_acknowledged_message_leaves_only_the_inbox_of_that_agent(api: Api) -> None:
     sent = await _send(api, "ada", "for all")
     done = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
     assert (done["id"], done["agent"]) == (sent["id"], "bob")
@@ -73,24 +73,24 @@ async def test_an_acknowledged_message_leaves_the_inbox_of_that_agent_alone(api:
     assert _texts(await api.get("agents/carol/inbox")) == ["for all"]
 
 
-def _note_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The positions after which an inbox is looked through from here on, one for each look."""
-    looked_from: list[int] = []
+def _record_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions after which inboxes are read from now on, one for each query."""
+    read_after: list[int] = []
     select = storage.select
 
-    async def noting(connection: Any, table: Any, where: Any, values: dict[str, Any]) -> Any:
-        looked_from.append(values["after"])
+    async def record_and_select(connection: Any, table: Any, where: Any, values: dict[str, Any]) -> Any:
+        read_after.append(values["after"])
         return await select(connection, table, where, values)
 
-    monkeypatch.setattr(storage, "select", noting)
-    return looked_from
+    monkeypatch.setattr(storage, "select", record_and_select)
+    return read_after
 
 
-async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
+async def test_messages_from_before_an_inbox_was_empty_are_not_read_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An agent that keeps up would have all that was ever sent to it looked through at each look."""
-    looked_from = _note_looks(monkeypatch)
+    """Otherwise, all that was ever sent to an agent that keeps up would be read each time."""
+    read_after = _record_reads(monkeypatch)
     assert _texts(await api.get("agents/bob/inbox")) == []
     for text in ("one", "two"):
         sent = await _send(api, "ada", text, to_agent="bob")
@@ -100,12 +100,12 @@ async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
     await _send(api, "ada", "for all")
     assert _texts(await api.get("agents/bob/inbox")) == ["for all"]
     assert _texts(await api.get("agents/carol/inbox")) == ["for all"]
-    # Nobody was called bob yet at the first look, and nobody is called carol.
-    assert (looked_from[:2], looked_from[-1]) == ([0, 0], 0)
-    assert looked_from[3] >= last["position"]
+    # There was no agent bob yet at the first read, and there is no agent carol.
+    assert (read_after[:2], read_after[-1]) == ([0, 0], 0)
+    assert read_after[3] >= last["position"]
 
 
-async def test_messages_that_stay_in_an_inbox_do_not_have_it_looked_through_from_there(
+async def test_unacknowledged_message_does_not_make_later_ones_be_read_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _send(api, "bob", "here I am", to_agent="ada")
@@ -114,40 +114,40 @@ async def test_messages_that_stay_in_an_inbox_do_not_have_it_looked_through_from
         sent = await _send(api, "ada", text, to_agent="bob")
         last = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
     assert _texts(await api.get("agents/bob/inbox", min_position=last["position"])) == ["kept"]
-    looked_from = _note_looks(monkeypatch)
+    read_after = _record_reads(monkeypatch)
     await _send(api, "ada", "new", to_agent="bob")
     assert _texts(await api.get("agents/bob/inbox")) == ["kept", "new"]
-    # What is left is asked for by its position; but for that, only what came since is looked at.
-    assert looked_from[0] == 0
-    assert looked_from[1] >= last["position"]
+    # The message that is left is read by its position; apart from that, only newer ones are read.
+    assert read_after[0] == 0
+    assert read_after[1] >= last["position"]
     await api.post(f"messages/{kept['id']}/ack", agent="bob")
     assert _texts(await api.get("agents/bob/inbox")) == ["new"]
 
 
 @pytest.mark.parametrize("most_left", [0, 3, 32])
-async def test_an_inbox_holds_the_same_however_it_is_read(
+async def test_inbox_is_the_same_however_many_messages_are_remembered(
     api: Api, monkeypatch: pytest.MonkeyPatch, most_left: int
 ) -> None:
     monkeypatch.setattr(reading, "MAX_REMEMBERED_MESSAGES", most_left)
-    random, there = Random(7), dict[int, str]()
+    random, unread = Random(7), dict[int, str]()
     await _send(api, "bob", "here I am", to_agent="ada")
     for number in range(60):
         to_agent = random.choice(("bob", None, "carol"))
         sent = await _send(api, "ada", f"m{number}", to_agent=to_agent)
         if to_agent != "carol":
-            there[int(str(sent["position"]))] = str(sent["id"])
-        if there and random.random() < 0.6:
-            position = random.choice(list(there))
-            await api.post(f"messages/{there.pop(position)}/ack", agent="bob")
-        after = random.choice((0, 0, *there, 1_000))
+            unread[int(str(sent["position"]))] = str(sent["id"])
+        if unread and random.random() < 0.6:
+            position = random.choice(list(unread))
+            await api.post(f"messages/{unread.pop(position)}/ack", agent="bob")
+        after = random.choice((0, 0, *unread, 1_000))
         limit = random.choice((1, 2, 5, 1_000))
         page = (await api.get("agents/bob/inbox", after=after, limit=limit)).expect(200)
-        expected = [position for position in sorted(there) if position > after]
+        expected = [position for position in sorted(unread) if position > after]
         assert [item["position"] for item in page["items"]] == expected[:limit]
         assert page["next"] == (expected[limit - 1] if len(expected) > limit else None)
 
 
-async def test_a_page_behind_an_inbox_says_nothing_of_what_is_before_it(api: Api) -> None:
+async def test_reading_a_later_page_does_not_hide_earlier_messages(api: Api) -> None:
     sent = await _send(api, "ada", "one", to_agent="bob")
     await _send(api, "bob", "here I am")
     assert _texts(await api.get("agents/bob/inbox", after=sent["position"], limit=1)) == ["here I am"]
@@ -155,13 +155,13 @@ async def test_a_page_behind_an_inbox_says_nothing_of_what_is_before_it(api: Api
     assert _texts(await api.get("agents/bob/inbox")) == ["one", "here I am"]
 
 
-async def test_acknowledging_twice_changes_nothing_more(api: Api) -> None:
+async def test_second_acknowledgement_changes_nothing(api: Api) -> None:
     sent = await _send(api, "ada", "for bob", to_agent="bob")
     first = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
     assert (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200) == first
 
 
-async def test_only_who_was_addressed_can_acknowledge(api: Api) -> None:
+async def test_only_an_addressee_can_acknowledge(api: Api) -> None:
     sent = await _send(api, "ada", "for bob", to_agent="bob")
     (await api.post(f"messages/{sent['id']}/ack", agent="eve")).expect(409, "not_addressed")
     (await api.post(f"messages/{UNKNOWN}/ack", agent="bob")).expect(404, "message_not_found")

@@ -1,4 +1,4 @@
-"""Operations: claims, conflicts, heartbeats and ends."""
+"""Operations: claims, conflicts, heartbeats, finishing and expiry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _claim(api: Api, agent: str = "ada", **more: object) -> dict[str, Any]
     return (await api.post("operations", **body)).expect(201)
 
 
-async def test_a_claim_is_granted_with_a_fencing_token_that_grows(api: Api) -> None:
+async def test_claim_is_granted_with_growing_fencing_token(api: Api) -> None:
     first = await _claim(api)
     assert first["fencing_token"] == first["position"]
     assert first["started_at"] < first["blocks_until"] < first["expires_at"]
@@ -27,7 +27,7 @@ async def test_a_claim_is_granted_with_a_fencing_token_that_grows(api: Api) -> N
     assert second["fencing_token"] > first["fencing_token"]
 
 
-async def test_a_conflicting_claim_is_refused_and_names_what_is_in_the_way(api: Api) -> None:
+async def test_conflicting_claim_is_refused_with_the_claim_that_blocks_it(api: Api) -> None:
     held = await _claim(api, resources={**EMAIL, "customerId": "c7"})
     answer = await api.post("operations", agent="bob", action="archive", resources=EMAIL)
     refused = answer.expect(409, "conflict")
@@ -58,24 +58,24 @@ async def test_conflicts_are_listed_and_filtered_by_agent(api: Api) -> None:
     assert len((await api.get("conflicts", agent="bob")).expect(200)["items"]) == 1
 
 
-async def test_check_tells_of_a_conflict_and_changes_nothing(api: Api) -> None:
-    wish = {"agent": "bob", "action": "respond", "resources": EMAIL}
-    assert (await api.post("operations/check", **wish)).expect(200) == {"conflict": None}
+async def test_check_reports_conflict_and_appends_nothing(api: Api) -> None:
+    claim = {"agent": "bob", "action": "respond", "resources": EMAIL}
+    assert (await api.post("operations/check", **claim)).expect(200) == {"conflict": None}
     held = await _claim(api)
-    found = (await api.post("operations/check", **wish)).expect(200)["conflict"]
+    found = (await api.post("operations/check", **claim)).expect(200)["conflict"]
     assert found["operation_id"] == held["id"]
-    last = (await api.get("events", after=held["position"])).expect(200)
-    assert last["items"] == []
+    events = (await api.get("events", after=held["position"])).expect(200)
+    assert events["items"] == []
 
 
-async def test_a_heartbeat_starts_window_and_life_again(api: Api) -> None:
+async def test_heartbeat_restarts_conflict_window_and_timeout(api: Api) -> None:
     held = await _claim(api)
     renewed = (await api.post(f"operations/{held['id']}/heartbeat")).expect(200)
     assert renewed["expires_at"] > held["expires_at"]
     assert renewed["blocks_until"] > held["blocks_until"]
 
 
-async def test_finishing_frees_the_resources_and_records_the_tokens(api: Api) -> None:
+async def test_finishing_frees_resources_and_records_tokens(api: Api) -> None:
     held = await _claim(api)
     done = await api.post(f"operations/{held['id']}/finish", outcome="succeeded", tokens_used=450)
     assert done.expect(200)["tokens_used"] == 450
@@ -83,14 +83,14 @@ async def test_finishing_frees_the_resources_and_records_the_tokens(api: Api) ->
     await _claim(api, "bob")
 
 
-async def test_finishing_twice_is_refused(api: Api) -> None:
+async def test_finished_operation_refuses_finish_and_heartbeat(api: Api) -> None:
     held = await _claim(api)
     (await api.post(f"operations/{held['id']}/finish", outcome="failed")).expect(200)
     (await api.post(f"operations/{held['id']}/finish", outcome="failed")).expect(409, "operation_finished")
     (await api.post(f"operations/{held['id']}/heartbeat")).expect(409, "operation_finished")
 
 
-async def test_an_expired_operation_takes_no_heartbeat_and_no_end(api: Api) -> None:
+async def test_expired_operation_refuses_heartbeat_and_finish(api: Api) -> None:
     held = await _claim(api, ttl_seconds=0.05)
 
     async def expired() -> bool:
@@ -103,7 +103,7 @@ async def test_an_expired_operation_takes_no_heartbeat_and_no_end(api: Api) -> N
     finish.expect(410, "operation_expired")
 
 
-async def test_a_claim_no_longer_blocks_after_the_window(database: str) -> None:
+async def test_claim_no_longer_blocks_after_the_conflict_window(database: str) -> None:
     async with running_service(database, conflict_window_seconds=0.1) as service:
         await _claim(service.api)
 
@@ -121,16 +121,16 @@ async def test_unknown_operations_are_not_found(api: Api) -> None:
 
 
 async def test_operations_are_listed_by_state_and_agent(api: Api) -> None:
-    under_way = await _claim(api)
-    over = await _claim(api, "bob", resources={"emailId": "other"})
-    await api.post(f"operations/{over['id']}/finish", outcome="cancelled")
+    active = await _claim(api)
+    finished = await _claim(api, "bob", resources={"emailId": "other"})
+    await api.post(f"operations/{finished['id']}/finish", outcome="cancelled")
 
     async def listed(**query: object) -> list[str]:
         return [item["id"] for item in (await api.get("operations", **query)).expect(200)["items"]]
 
-    assert await listed() == [under_way["id"], over["id"]]
-    assert await listed(state="active") == [under_way["id"]]
-    assert await listed(state="finished") == [over["id"]]
-    assert await listed(state="active,finished", agent="bob") == [over["id"]]
+    assert await listed() == [active["id"], finished["id"]]
+    assert await listed(state="active") == [active["id"]]
+    assert await listed(state="finished") == [finished["id"]]
+    assert await listed(state="active,finished", agent="bob") == [finished["id"]]
     assert await listed(state="active", agent="bob") == []
-    assert await listed(state="active", after=under_way["fencing_token"]) == []
+    assert await listed(state="active", after=active["fencing_token"]) == []

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 
-async def test_a_task_begins_new_and_of_medium_priority(api: Api) -> None:
+async def test_task_is_new_and_of_medium_priority_by_default(api: Api) -> None:
     created = (await api.post("tasks", title="Answer")).expect(201)
     assert {name: value for name, value in created.items() if value is None} == {
         "description": None,
@@ -23,7 +23,7 @@ async def test_a_task_begins_new_and_of_medium_priority(api: Api) -> None:
     assert shown["position"] == created["position"]
 
 
-async def test_patch_changes_what_it_names_and_null_clears(api: Api) -> None:
+async def test_patch_changes_only_given_fields_and_null_clears_them(api: Api) -> None:
     created = (await api.post("tasks", title="Answer", description="soon", priority="high")).expect(201)
     path = f"tasks/{created['id']}"
     changed = (await api.patch(path, status="in_progress", description=None)).expect(200)
@@ -33,19 +33,19 @@ async def test_patch_changes_what_it_names_and_null_clears(api: Api) -> None:
     assert (shown["status"], shown["description"]) == ("in_progress", None)
 
 
-async def test_a_patch_that_changes_nothing_appends_nothing(api: Api) -> None:
+async def test_patch_that_changes_nothing_appends_nothing(api: Api) -> None:
     created = (await api.post("tasks", title="Answer")).expect(201)
     same = (await api.patch(f"tasks/{created['id']}", title="Answer")).expect(200)
     assert same["position"] == created["position"]
 
 
-async def test_a_completed_task_can_be_taken_up_again(api: Api) -> None:
+async def test_completed_task_can_be_reopened(api: Api) -> None:
     created = (await api.post("tasks", title="Answer", status="completed")).expect(201)
     changed = (await api.patch(f"tasks/{created['id']}", status="in_progress")).expect(200)
     assert (changed["status"], changed["title"]) == ("in_progress", "Answer")
 
 
-async def test_tasks_are_filtered(api: Api) -> None:
+async def test_tasks_are_filtered_by_status_priority_and_agent(api: Api) -> None:
     await api.post("tasks", title="one", priority="low", assigned_agent="ada")
     await api.post("tasks", title="two", priority="urgent", status="completed")
     await api.post("tasks", title="three", priority="high", status="in_progress", assigned_agent="ada")
@@ -59,7 +59,7 @@ async def test_tasks_are_filtered(api: Api) -> None:
     assert await titles(assigned_agent="ada", priority="high") == ["three"]
 
 
-async def test_an_email_is_logged_once_for_each_gmail_id(api: Api) -> None:
+async def test_email_is_logged_once_per_gmail_id(api: Api) -> None:
     body = {"gmail_message_id": "g1", "from_email": "c@example.com", "subject": "Question"}
     logged = (await api.post("emails", **body)).expect(201)
     assert (logged["category"], logged["status"]) == ("unclassified", "unread")
@@ -69,7 +69,7 @@ async def test_an_email_is_logged_once_for_each_gmail_id(api: Api) -> None:
     assert (shown["gmail_message_id"], shown["subject"]) == ("g1", "Question")
 
 
-async def test_an_email_goes_through_its_states(api: Api) -> None:
+async def test_patch_changes_status_and_other_fields_of_email(api: Api) -> None:
     logged = (await api.post("emails", gmail_message_id="g1", from_email="c@example.com")).expect(201)
     path = f"emails/{logged['id']}"
     for status in ("classified", "draft_created", "sent", "archived", "unread"):
@@ -82,7 +82,7 @@ async def test_an_email_goes_through_its_states(api: Api) -> None:
     )
 
 
-async def test_emails_are_filtered(api: Api) -> None:
+async def test_emails_are_filtered_by_category_gmail_id_status_and_agent(api: Api) -> None:
     for number, category in enumerate(("inquiry", "spam", "inquiry")):
         await api.post(
             "emails", gmail_message_id=f"g{number}", from_email="c@example.com", category=category
@@ -99,7 +99,7 @@ async def test_emails_are_filtered(api: Api) -> None:
     assert await ids(handled_by="ada") == []
 
 
-async def test_what_is_not_there_is_not_found(api: Api) -> None:
+async def test_unknown_task_or_email_is_not_found(api: Api) -> None:
     for kind in ("task", "email"):
         (await api.get(f"{kind}s/{UNKNOWN}")).expect(404, f"{kind}_not_found")
         (await api.patch(f"{kind}s/{UNKNOWN}", status="new" if kind == "task" else "sent")).expect(
@@ -107,7 +107,7 @@ async def test_what_is_not_there_is_not_found(api: Api) -> None:
         )
 
 
-async def test_an_id_is_a_uuid_in_either_case(api: Api) -> None:
+async def test_id_must_be_a_uuid_in_upper_or_lower_case(api: Api) -> None:
     created = (await api.post("tasks", title="Answer")).expect(201)
     (await api.get(f"tasks/{str(created['id']).upper()}")).expect(200)
     fault = (await api.get("tasks/7")).expect(422, "validation_failed")

@@ -1,4 +1,4 @@
-"""Another policy, asked about over HTTP."""
+"""What other rules would have allowed or refused, over HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.api.client import Api, Service
 
 
-async def _fill(api: Api) -> None:
+async def _populate(api: Api) -> None:
     await api.post("budget/reservations", agent="ada", tokens=60_000)
     (await api.post("budget/reservations", agent="bob", tokens=60_000)).expect(429)
     claim = {"action": "respond", "resources": {"emailId": "e-1"}}
@@ -25,8 +25,8 @@ async def _fill(api: Api) -> None:
     (await api.post("operations", agent="bob", **claim)).expect(409)
 
 
-async def test_it_tells_what_would_have_been_allowed_and_changes_nothing(service: Service) -> None:
-    await _fill(service.api)
+async def test_whatif_reports_what_would_have_been_allowed_and_appends_nothing(service: Service) -> None:
+    await _populate(service.api)
     head = await service.head()
     found = (await service.api.post("whatif", daily_tokens=200_000)).expect(200)
     assert (found["different"], found["upto"], found["after"]) == (True, head, 0)
@@ -44,8 +44,8 @@ async def test_it_tells_what_would_have_been_allowed_and_changes_nothing(service
     assert await service.head() == head
 
 
-async def test_the_same_rules_make_no_difference(api: Api) -> None:
-    await _fill(api)
+async def test_unchanged_rules_make_no_difference(api: Api) -> None:
+    await _populate(api)
     found = (await api.post("whatif")).expect(200)
     assert (found["different"], found["days"], found["differences"], found["warnings"]) == (
         False,
@@ -56,8 +56,8 @@ async def test_the_same_rules_make_no_difference(api: Api) -> None:
     assert found["requests"] == 4
 
 
-async def test_every_rule_may_be_another(api: Api) -> None:
-    await _fill(api)
+async def test_every_rule_can_be_changed(api: Api) -> None:
+    await _populate(api)
     found = (
         await api.post(
             "whatif",
@@ -74,56 +74,56 @@ async def test_every_rule_may_be_another(api: Api) -> None:
     assert found["claims"]["allowed_instead"] == 1
 
 
-async def test_nothing_is_judged_before_the_beginning(api: Api) -> None:
-    await _fill(api)
+async def test_no_request_is_judged_when_until_is_before_the_first_event(api: Api) -> None:
+    await _populate(api)
     found = (await api.post("whatif", daily_tokens=1, until="2020-01-01T00:00:00Z")).expect(200)
     assert (found["upto"], found["different"]) == (0, False)
 
 
-async def test_others_are_answered_while_a_history_is_judged(
+async def test_other_requests_are_answered_while_a_history_is_judged(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(whatif, "PAGE_POSITIONS", 1)
-    await _fill(service.api)
-    judging = asyncio.create_task(service.api.post("whatif", daily_tokens=1))
+    await _populate(service.api)
+    request = asyncio.create_task(service.api.post("whatif", daily_tokens=1))
     answers = 0
-    while not judging.done():
+    while not request.done():
         (await service.api.get("/healthz")).expect(200)
         answers += 1
-    (await judging).expect(200)
+    (await request).expect(200)
     assert answers > 1
 
 
-async def test_as_many_as_there_are_places_take_turns_and_the_rest_comes_back_later() -> None:
-    turn, done = ConcurrencyLimit(), asyncio.Event()
-    begun = 0
+async def test_concurrency_limit_queues_some_requests_and_rejects_the_rest() -> None:
+    limit, done = ConcurrencyLimit(), asyncio.Event()
+    entered = 0
 
-    async def take_one() -> None:
-        nonlocal begun
-        async with turn:
-            begun += 1
+    async def enter() -> None:
+        nonlocal entered
+        async with limit:
+            entered += 1
             await done.wait()
 
-    crowd = [
-        asyncio.create_task(take_one()) for _ in range(concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING)
+    tasks = [
+        asyncio.create_task(enter()) for _ in range(concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING)
     ]
-    await eventually(lambda: begun == concurrency.MAX_CONCURRENT)
+    await eventually(lambda: entered == concurrency.MAX_CONCURRENT)
     with pytest.raises(Problem) as refused:
-        async with turn:
+        async with limit:
             pass
     assert (refused.value.code, refused.value.body["retry_after_seconds"]) == ("queue_full", 5)
-    crowd.pop().cancel()
-    late = asyncio.create_task(take_one())
+    tasks.pop().cancel()
+    late = asyncio.create_task(enter())
     done.set()
-    await asyncio.gather(*crowd, late)
-    assert begun == concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING
+    await asyncio.gather(*tasks, late)
+    assert entered == concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING
 
 
-async def test_many_ask_at_once_and_each_is_answered(api: Api) -> None:
-    await _fill(api)
-    asked = [
+async def test_concurrent_requests_are_all_answered(api: Api) -> None:
+    await _populate(api)
+    requests = [
         api.post("whatif", daily_tokens=1)
         for _ in range(concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING)
     ]
-    first, *others = [answer.expect(200) for answer in await asyncio.gather(*asked)]
+    first, *others = [answer.expect(200) for answer in await asyncio.gather(*requests)]
     assert all(other == first for other in others)
