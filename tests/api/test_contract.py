@@ -1,4 +1,4 @@
-"""The service against its own OpenAPI document: generated requests, good and bad, for every operation."""
+"""The service against its own OpenAPI document: generated requests for every operation."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ ENDS_WITHIN_SECONDS = 150
 
 CONFIGURATION = """\
 [checks]
-# Whose things are whose is tried beside the keys; and what is deleted is a reservation, of which the log
-# keeps the story.
+# test_keys.py tests who may access which object. What is deleted is a reservation, which remains known: the
+# log has its history.
 object_level_authorization.enabled = false
 use_after_free.enabled = false
 ensure_resource_availability.enabled = false
-# A position that has not come is answered with 504: it is the one thing that is asked to take long.
+# A request that waits for a position is answered with 504 if the position is not reached in time.
 not_a_server_error.expected-statuses = ["2xx", "4xx", "504"]
-# What is over is gone.
+# Valid requests may name objects that are unknown, have ended, or are in conflict.
 positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "410", "429", "504"]
 
 [[operations]]
-# No document can say that two numbers must add up to a third.
+# The document cannot express that two numbers must add up to a third.
 include-operation-id = "post_budget_usage"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
-# Nor what a cron expression is, which time zones there are, and which agents.
+# Nor what a valid cron expression is, and which time zones and agents exist.
 include-operation-id = "put_jobs_name"
 checks.positive_data_acceptance.enabled = false
 """
 
-EVERY_EDGE = ("--phases=examples,coverage",)
-"""A request for each bound of each field, on either side of it."""
+BOUNDARY_VALUES = ("--phases=examples,coverage",)
+"""Requests with values on both sides of each bound of each field."""
 
-AT_RANDOM = (
+RANDOM_VALUES = (
     "--phases=fuzzing",
     "--max-examples=15",
     *(
@@ -55,11 +55,15 @@ AT_RANDOM = (
     ),
     "--exclude-checks=positive_data_acceptance",
 )
-"""Whatever hypothesis thinks of, where it has most to think of. Only to it 5.0 is an integer."""
+"""Random requests, for the operations with the most varied input.
 
-A_LITTLE_AT_RANDOM = ("--phases=fuzzing", "--max-examples=5", "--exclude-checks=positive_data_acceptance")
+Whether valid requests are accepted is not checked, because Hypothesis, unlike the service, takes 5.0 for an
+integer.
+"""
 
-ON_WHAT_IS_THERE = {
+FEW_RANDOM_VALUES = ("--phases=fuzzing", "--max-examples=5", "--exclude-checks=positive_data_acceptance")
+
+ON_EXISTING_OBJECTS = {
     "agents": ("put_agents_name", "post_agents_name_heartbeat", "get_agents_name_inbox"),
     "messages": ("get_messages_id", "post_messages_id_ack"),
     "operations": ("get_operations_id", "post_operations_id_heartbeat", "post_operations_id_finish"),
@@ -71,11 +75,11 @@ ON_WHAT_IS_THERE = {
     "tasks": ("get_tasks_id", "patch_tasks_id"),
     "emails": ("get_emails_id", "patch_emails_id"),
     "jobs": ("get_jobs_name", "post_jobs_name_run", "post_jobs_name_pause", "post_jobs_name_resume"),
-    "jobs to be removed": ("delete_jobs_name",),
+    "jobs to delete": ("delete_jobs_name",),
 }
-"""What is asked of a thing that is there. With ids at random, nothing but 404 would come of it."""
+"""Operations on one object. With random ids, they would only ever be answered with 404."""
 
-_BY_NAME = {"agents": "ann", "jobs": "rounds", "jobs to be removed": "sweeps"}
+_BY_NAME = {"agents": "ann", "jobs": "rounds", "jobs to delete": "sweeps"}
 
 OTHER_WRITES = (
     "patch_api_squad",
@@ -90,48 +94,50 @@ OTHER_WRITES = (
     "put_budget",
     "put_jobs_name",
 )
-"""With `AT_RANDOM` and those above, all that take a body."""
+"""Together with `RANDOM_VALUES` and `ON_EXISTING_OBJECTS`, all operations that take a body."""
 
 
-@pytest.mark.parametrize("what", [EVERY_EDGE, AT_RANDOM], ids=["every edge", "at random"])
-async def test_the_service_keeps_what_its_document_promises(
-    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: tuple[str, ...]
+@pytest.mark.parametrize(
+    "options", [BOUNDARY_VALUES, RANDOM_VALUES], ids=["boundary values", "random values"]
+)
+async def test_service_conforms_to_its_openapi_document(
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """Loads the document from the service, and sends it thousands of requests made from it."""
+    """Load the document from the service, and send it thousands of requests generated from the document."""
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
-    # It tries wrong keys on every route.
+    # Schemathesis tries wrong keys on every route.
     monkeypatch.setattr(auth, "FAILED_TRIES_PER_MINUTE", 1_000_000)
     key = (await make_key(database)).text
     async with running_service(database, key_requests_per_second=0) as service:
         assert (await service.api.get("/openapi.json")).expect(200) == openapi()
-        await _try(service, key, tmp_path, what)
+        await _run_schemathesis(service, key, tmp_path, options)
         (await service.api.get("/readyz")).expect(200)
 
 
-async def test_whatever_is_written_to_things_that_are_there_is_answered_as_promised(
+async def test_requests_for_existing_objects_conform_to_openapi_document(
     database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Paths name things that the test has made; everything else is at random."""
+    """The paths name objects that the test has created; everything else is random."""
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
     key = (await make_key(database)).text
     async with running_service(database, key_requests_per_second=0) as service:
-        names = await _make_things(service.api.with_key(key))
+        names = await _create_objects(service.api.with_key(key))
         paths = "".join(
             _configured(operation, "name" if kind in _BY_NAME else "id", names[kind])
-            for kind, operations in ON_WHAT_IS_THERE.items()
+            for kind, operations in ON_EXISTING_OBJECTS.items()
             for operation in operations
         )
-        some = [*OTHER_WRITES, *(name for names in ON_WHAT_IS_THERE.values() for name in names)]
-        what = (*A_LITTLE_AT_RANDOM, *(f"--include-operation-id={name}" for name in some))
-        await _try(service, key, tmp_path, what, paths)
+        operations = [*OTHER_WRITES, *(name for names in ON_EXISTING_OBJECTS.values() for name in names)]
+        options = (*FEW_RANDOM_VALUES, *(f"--include-operation-id={name}" for name in operations))
+        await _run_schemathesis(service, key, tmp_path, options, paths)
         (await service.api.get("/readyz")).expect(200)
 
 
-def test_all_that_take_a_body_are_tried_at_random() -> None:
-    tried = {*OTHER_WRITES, *(name for names in ON_WHAT_IS_THERE.values() for name in names)}
-    tried |= {option.rpartition("=")[2] for option in AT_RANDOM}
+def test_every_operation_with_a_body_is_tested_with_random_values() -> None:
+    tested = {*OTHER_WRITES, *(name for names in ON_EXISTING_OBJECTS.values() for name in names)}
+    tested |= {option.rpartition("=")[2] for option in RANDOM_VALUES}
     operations = [operation for methods in openapi()["paths"].values() for operation in methods.values()]
-    assert {operation["operationId"] for operation in operations if "requestBody" in operation} <= tried
+    assert {operation["operationId"] for operation in operations if "requestBody" in operation} <= tested
 
 
 def _configured(operation: str, parameter: str, value: str) -> str:
@@ -141,9 +147,9 @@ def _configured(operation: str, parameter: str, value: str) -> str:
     )
 
 
-async def _make_things(api: Api) -> dict[str, str]:
-    """One thing of each kind, by the name that paths call it."""
-    made = {
+async def _create_objects(api: Api) -> dict[str, str]:
+    """Create one object of each kind; return the ids or names by which paths refer to them."""
+    created = {
         "messages": await api.post("/api/v1/messages", from_agent="ann", message="hello"),
         "operations": await api.post(
             "/api/v1/operations", agent="ann", action="reply", resources={"emailId": "1"}, ttl_seconds=600
@@ -154,12 +160,12 @@ async def _make_things(api: Api) -> dict[str, str]:
     }
     for job in ("rounds", "sweeps"):
         (await api.put(f"/api/v1/jobs/{job}", agent="ann", endpoint="/work", cron="0 0 1 1 *")).expect(200)
-    ids = {kind: str(answer.expect(201)["id"]) for kind, answer in made.items()}
+    ids = {kind: str(answer.expect(201)["id"]) for kind, answer in created.items()}
     return {**ids, **_BY_NAME}
 
 
-async def _try(
-    service: Service, key: str, tmp_path: Path, what: tuple[str, ...], more_configuration: str = ""
+async def _run_schemathesis(
+    service: Service, key: str, tmp_path: Path, options: tuple[str, ...], more_configuration: str = ""
 ) -> None:
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(CONFIGURATION + more_configuration)
@@ -170,14 +176,14 @@ async def _try(
         "run",
         f"{service.url}/openapi.json",
         f"--header=Authorization: Bearer {key}",
-        # A stream never ends by itself; what it takes and gives is tested beside the other streams.
+        # A stream never ends by itself; test_stream.py tests it.
         "--exclude-path=/api/v1/events/stream",
-        *what,
-        # Several would be threads, and CPython 3.11 cannot compile in several threads without fail.
+        *options,
+        # Several workers would be threads, and CPython 3.11 does not compile reliably in several threads.
         "--workers=1",
         "--generation-deterministic",
         "--request-timeout=20",
-        # A machine that is busy otherwise makes data slowly; how long it may take in all is bounded above.
+        # A busy machine generates values slowly; `ENDS_WITHIN_SECONDS` bounds the total time.
         "--suppress-health-check=too_slow",
         "--continue-on-failure",
         cwd=tmp_path,

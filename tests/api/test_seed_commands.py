@@ -14,7 +14,7 @@ from tests.support.process import squad_up
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-# As they stand in the seed, which is where its users copy them from.
+# Exactly as in the seed, from which its users copy them.
 INITIALIZE = """\
 curl -X POST http://localhost:3001/api/squad \\
   -H "Content-Type: application/json" \\
@@ -38,14 +38,14 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is n
 
 @pytest.fixture
 async def port(database: str) -> AsyncIterator[str]:
-    """Where a service listens that was started from the command line."""
+    """The port of a service that was started from the command line."""
     async with squad_up(dsn=database) as process:
         yield process.url.rpartition(":")[2]
         assert await process.stop() == 0
 
 
 async def _run(command: str, port: str) -> dict[str, Any]:
-    """Runs a command of the seed; only the port is this service's."""
+    """Run a command of the seed, with only the port changed to this service's."""
     assert command.count(":3001/") == 1
     process = await asyncio.create_subprocess_shell(
         command.replace(":3001/", f":{port}/").replace(
@@ -59,7 +59,7 @@ async def _run(command: str, port: str) -> dict[str, Any]:
     return dict(json.loads(output))
 
 
-async def test_the_three_commands_of_the_seed_work_word_for_word(port: str) -> None:
+async def test_three_commands_of_the_seed_work_word_for_word(port: str) -> None:
     started = await _run(INITIALIZE, port)
     assert started == {
         "success": True,

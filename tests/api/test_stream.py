@@ -47,7 +47,7 @@ class Reader:
         self.comments = 0
 
     async def next(self) -> Sent:
-        """The next event; comments are counted."""
+        """Read the next event, and count the comments before it."""
         fields: dict[str, str] = {}
         async with asyncio.timeout(10):
             async for line in self.response.content:
@@ -64,7 +64,7 @@ class Reader:
         raise EOFError
 
     async def take(self, count: int) -> list[Sent]:
-        """So many events."""
+        """Read this many events."""
         return [await self.next() for _ in range(count)]
 
 
@@ -72,7 +72,7 @@ class Reader:
 async def reading(
     api: Api, headers: dict[str, str] | None = None, /, **query: object
 ) -> AsyncIterator[Reader]:
-    """An open stream."""
+    """Open a stream for the duration of the block."""
     params = {name: str(value) for name, value in query.items()}
     async with api.session.get("/api/v1/events/stream", params=params, headers=headers) as response:
         assert response.status == 200
@@ -80,34 +80,34 @@ async def reading(
         yield Reader(response)
 
 
-async def _say(api: Api, *texts: str, sender: str = "ada") -> list[int]:
+async def _send(api: Api, *texts: str, sender: str = "ada") -> list[int]:
     return [
         (await api.post("messages", from_agent=sender, message=text)).expect(201)["position"]
         for text in texts
     ]
 
 
-async def test_a_stream_catches_up_and_then_follows_live(service: Service) -> None:
-    await _say(service.api, "before")
+async def test_stream_catches_up_and_then_follows_live(service: Service) -> None:
+    await _send(service.api, "before")
     head = await service.head()
     async with reading(service.api, after=0) as reader:
         caught_up = await reader.take(head)
         assert [event.id for event in caught_up] == list(range(1, head + 1))
-        [position] = await _say(service.api, "live")
+        [position] = await _send(service.api, "live")
         live = await reader.next()
     assert (live.id, live.event, live.data["data"]["message"]) == (position, "message_sent", "live")
     listed = (await service.api.get(f"events/{position}")).expect(200)
     assert live.data == listed
 
 
-async def test_without_a_position_a_stream_begins_with_what_comes_next(api: Api) -> None:
-    await _say(api, "before")
+async def test_stream_without_position_begins_with_the_next_event(api: Api) -> None:
+    await _send(api, "before")
     async with reading(api) as reader:
-        [position] = await _say(api, "after")
+        [position] = await _send(api, "after")
         assert (await reader.next()).id == position
 
 
-async def test_a_stream_begins_when_the_position_is_there_that_its_reader_names(service: Service) -> None:
+async def test_stream_begins_when_min_position_is_reached(service: Service) -> None:
     ahead = await service.head() + 1
     params = {"min_position": str(ahead)}
     opening = asyncio.create_task(
@@ -115,49 +115,49 @@ async def test_a_stream_begins_when_the_position_is_there_that_its_reader_names(
     )
     await asyncio.wait((opening,), timeout=0.2)
     assert not opening.done()
-    await _say(service.api, "now")
+    await _send(service.api, "now")
     async with await opening as response:
         assert response.status == 200
 
 
-async def test_the_log_is_read_for_no_reader_who_went_away_before_its_turn(
+async def test_log_is_not_read_for_clients_that_disconnected_before_their_turn(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where many are far behind and go away together, all others would wait for them."""
+    """Otherwise, when many clients that are far behind disconnect together, all others would wait."""
     reads, may_go_on = 0, asyncio.Event()
 
-    async def slowly(*_: object) -> FilteredEvents:
+    async def read_slowly(*_: object) -> FilteredEvents:
         nonlocal reads
         reads += 1
         await may_go_on.wait()
         return FilteredEvents((), 0)
 
-    async def not_there(*_: object) -> None:
+    async def not_in_memory(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(stream, "_in_the_log", slowly)
-    monkeypatch.setattr(stream, "_in_memory", not_there)
-    async with contextlib.AsyncExitStack() as open_:
+    monkeypatch.setattr(stream, "_in_the_log", read_slowly)
+    monkeypatch.setattr(stream, "_in_memory", not_in_memory)
+    async with contextlib.AsyncExitStack() as streams:
         for _ in range(10):
-            await open_.enter_async_context(reading(service.api, after=0))
+            await streams.enter_async_context(reading(service.api, after=0))
         await eventually(lambda: reads)
-        await eventually(_open_streams(service.api, 10))
-    # What the service is asked afterwards, it answers after it saw that they are gone.
+        await eventually(_has_open_streams(service.api, 10))
+    # By the end of this round trip to the database, the service has noticed that they are gone.
     await service.head()
     may_go_on.set()
-    await eventually(_open_streams(service.api, 0))
+    await eventually(_has_open_streams(service.api, 0))
     assert reads == 1
 
 
-async def test_a_reader_resumes_after_the_last_event_it_names(api: Api) -> None:
-    first, second, _ = await _say(api, "one", "two", "three")
+async def test_stream_resumes_after_last_event_id(api: Api) -> None:
+    first, second, _ = await _send(api, "one", "two", "three")
     async with reading(api, {"Last-Event-ID": str(first)}, after=0) as reader:
         assert (await reader.next()).id == second
 
 
-async def test_a_stream_is_filtered_like_the_list(api: Api) -> None:
-    await _say(api, "one", sender="ada")
-    await _say(api, "two", sender="bob")
+async def test_stream_is_filtered_like_the_list(api: Api) -> None:
+    await _send(api, "one", sender="ada")
+    await _send(api, "two", sender="bob")
     await api.post("tasks", title="three", assigned_agent="bob")
     queries = ({"agent": "bob"}, {"type": "message_sent"}, {"type": "message_sent", "agent": "bob"})
     for query in queries:
@@ -167,7 +167,7 @@ async def test_a_stream_is_filtered_like_the_list(api: Api) -> None:
         assert [event.id for event in streamed] == [event["position"] for event in listed]
 
 
-async def test_a_silent_stream_says_that_it_lives(
+async def test_idle_stream_sends_keepalive_comments(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "KEEPALIVE_SECONDS", 0.05)
@@ -177,14 +177,14 @@ async def test_a_silent_stream_says_that_it_lives(
     assert line == b": alive\n"
 
 
-async def test_a_stream_in_which_all_is_filtered_out_says_so_too(
+async def test_stream_that_filters_out_every_event_sends_keepalive_comments(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "KEEPALIVE_SECONDS", 0.05)
     async with reading(service.api, type="task_created") as reader:
         alive = asyncio.create_task(_next_comment(reader))
         while not alive.done():
-            await _say(service.api, "noise")
+            await _send(service.api, "noise")
         assert await alive == b": alive\n"
 
 
@@ -195,82 +195,80 @@ async def _next_comment(reader: Reader) -> bytes:
     raise EOFError
 
 
-async def test_a_slow_reader_is_served_from_the_database(
+async def test_client_that_lags_behind_memory_is_served_from_the_database(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail, "MAX_EVENTS", 5)
     async with running_service(database) as service, reading(service.api, after=0) as reader:
-        positions = await _say(service.api, *(f"m{number}" for number in range(60)))
+        positions = await _send(service.api, *(f"m{number}" for number in range(60)))
         async with running_service(database) as fresh, reading(fresh.api, after=0) as other:
             for each in (reader, other):
                 events = await each.take(positions[-1])
                 assert [event.id for event in events] == list(range(1, positions[-1] + 1))
 
 
-async def test_large_events_are_not_read_many_times_over(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_events_are_not_read_repeatedly(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_service(database) as service:
-        await _say(service.api, *("x" * 100_000 for _ in range(40)))
+        await _send(service.api, *("x" * 100_000 for _ in range(40)))
         head = await service.head()
-    sizes = _watching_what_is_read(monkeypatch)
+    sizes = _record_read_sizes(monkeypatch)
     async with running_service(database) as fresh, reading(fresh.api, after=0) as reader:
         await reader.take(head)
     assert sum(sizes) < 2 * 40 * 100_000
     assert max(sizes) < 20 * 100_000
 
 
-def _watching_what_is_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many characters of payload a stream reads of the log at once, each time."""
+def _record_read_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many characters of payload each read of the log for a stream returns."""
     sizes: list[int] = []
     read = lookup.read_filtered
 
-    async def watched(
+    async def record_and_call(
         connection: Connection, after: int, limit: int, wanted: lookup.Filter
     ) -> list[Recorded]:
         page = await read(connection, after, limit, wanted)
         sizes.append(sum(len(recorded.data) for recorded in page))
         return page
 
-    monkeypatch.setattr(lookup, "read_filtered", watched)
+    monkeypatch.setattr(lookup, "read_filtered", record_and_call)
     return sizes
 
 
-async def test_a_stream_outlives_an_outage_of_the_database(postgres: PostgresServer, database: str) -> None:
+async def test_stream_survives_an_outage_of_the_database(postgres: PostgresServer, database: str) -> None:
     async with running_service(database) as service:
-        await _say(service.api, "before")
+        await _send(service.api, "before")
     async with running_service(database) as service:
         with unreachable(postgres, database):
             opened = await service.api.session.get("/api/v1/events/stream?after=0&type=message_sent")
         async with opened as response:
             reader = Reader(response)
             assert (await reader.next()).data["data"]["message"] == "before"
-            await _say(service.api, "after")
+            await _send(service.api, "after")
             assert (await reader.next()).data["data"]["message"] == "after"
 
 
-async def test_a_reader_who_takes_nothing_is_dropped_and_resumes(
+async def test_client_that_does_not_read_is_dropped_and_can_resume(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "SEND_SECONDS", 0.5)
-    waiting = _watching_what_waits(monkeypatch)
+    waiting = _record_unsent_sizes(monkeypatch)
     texts = [str(number) * 100_000 for number in range(10)]
     for _ in range(15):
-        await _say(service.api, *texts)
+        await _send(service.api, *texts)
     head = await service.head()
 
     address = urlsplit(service.url)
-    # Nothing is read from it; what the system keeps for it on the way is much less than there is.
-    with socket.create_connection((address.hostname, address.port)) as deaf:
-        deaf.sendall(b"GET /api/v1/events/stream?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await eventually(_open_streams(service.api, 1))
-        await eventually(_open_streams(service.api, 0))
-        deaf.settimeout(10)
-        taken = b""
+    # Nothing is read from it; the kernel's buffers hold much less than there is to send.
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.sendall(b"GET /api/v1/events/stream?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await eventually(_has_open_streams(service.api, 1))
+        await eventually(_has_open_streams(service.api, 0))
+        client.settimeout(10)
+        received = b""
         with contextlib.suppress(ConnectionResetError):
-            while chunk := await asyncio.to_thread(deaf.recv, 2**20):
-                taken += chunk
-    whole = re.findall(rb"id: (\d+)\n", taken.rpartition(b"\n\n")[0])
+            while chunk := await asyncio.to_thread(client.recv, 2**20):
+                received += chunk
+    whole = re.findall(rb"id: (\d+)\n", received.rpartition(b"\n\n")[0])
     assert 0 < len(whole) < head
     assert max(waiting) <= 3 * chunks.SEND_BYTES
 
@@ -280,11 +278,11 @@ async def test_a_reader_who_takes_nothing_is_dropped_and_resumes(
     assert [event.id for event in resumed] == list(range(last + 1, head + 1))
 
 
-async def test_an_event_that_is_larger_than_what_is_sent_at_once_leaves_bit_by_bit(
+async def test_event_that_is_too_large_for_one_write_is_sent_in_pieces(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each bit has the whole time; whoever is slow would else be dropped at the same event each time."""
-    sizes = _watching_what_is_sent(monkeypatch)
+    """The time limit is for each piece; else a slow client would be dropped at the same event each time."""
+    sizes = _record_sent_sizes(monkeypatch)
     data = {"picture": "x" * 400_000}
     sent = await api.post("messages", from_agent="ada", message="look", data=data)
     position = sent.expect(201)["position"]
@@ -293,25 +291,25 @@ async def test_an_event_that_is_larger_than_what_is_sent_at_once_leaves_bit_by_b
     assert max(sizes) == chunks.SEND_BYTES
 
 
-def _watching_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes are sent to a reader at once, each time."""
+def _record_sent_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each write to a client has."""
     sizes: list[int] = []
     write = web.StreamResponse.write
 
-    async def watched(self: web.StreamResponse, data: bytes) -> None:
+    async def record_and_call(self: web.StreamResponse, data: bytes) -> None:
         sizes.append(len(data))
         await write(self, data)
 
-    monkeypatch.setattr(web.StreamResponse, "write", watched)
+    monkeypatch.setattr(web.StreamResponse, "write", record_and_call)
     return sizes
 
 
-def _watching_what_waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes wait in this process for a reader to take them, each time that it is sent some."""
+def _record_unsent_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes wait in this process to be sent to a client, after each write to it."""
     waiting: list[int] = []
     write = web.StreamResponse.write
 
-    async def watched(self: web.StreamResponse, data: bytes) -> None:
+    async def record_and_call(self: web.StreamResponse, data: bytes) -> None:
         task = asyncio.ensure_future(write(self, data))
         await asyncio.sleep(0)
         request = self._req
@@ -324,15 +322,15 @@ def _watching_what_waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             task.cancel()
             raise
 
-    monkeypatch.setattr(web.StreamResponse, "write", watched)
+    monkeypatch.setattr(web.StreamResponse, "write", record_and_call)
     return waiting
 
 
-def _open_streams(api: Api, count: int) -> Any:
-    async def as_many() -> bool:
+def _has_open_streams(api: Api, count: int) -> Any:
+    async def matches() -> bool:
         return f"squad_open_streams {count}.0" in (await api.get("/metrics")).body
 
-    return as_many
+    return matches
 
 
 async def test_open_streams_end_when_the_service_stops(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""What a start records: the policy and the agents of the settings, where they differ from the log's."""
+"""What a start records: the policy, jobs and agents of the settings, where they differ from the log's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def _policies(api: Api) -> int:
     return len((await api.get("events", type="policy_set")).expect(200)["items"])
 
 
-async def test_the_same_settings_again_append_nothing(database: str) -> None:
+async def test_unchanged_settings_append_nothing(database: str) -> None:
     settings = {
         "daily_tokens": 5_000,
         "timezone": "Europe/Berlin",
@@ -29,7 +29,7 @@ async def test_the_same_settings_again_append_nothing(database: str) -> None:
     assert heads == [heads[0]] * 3
 
 
-async def test_a_setting_that_differs_is_recorded_and_holds(database: str) -> None:
+async def test_changed_setting_is_recorded_and_takes_effect(database: str) -> None:
     async with running_service(database) as service:
         assert (await service.api.get("budget")).expect(200)["total"] == 100_000
     async with running_service(database, daily_tokens=7_000) as service:
@@ -37,7 +37,7 @@ async def test_a_setting_that_differs_is_recorded_and_holds(database: str) -> No
         assert await _policies(service.api) == 2
 
 
-async def test_what_nobody_set_stays_as_the_api_left_it(database: str) -> None:
+async def test_value_set_by_api_is_kept_when_settings_do_not_name_it(database: str) -> None:
     async with running_service(database) as service:
         (await service.api.put("budget", daily_tokens=7_000, agent_limits={"ada": 50})).expect(200)
     async with running_service(database, conflict_window_seconds=10) as service:
@@ -45,8 +45,8 @@ async def test_what_nobody_set_stays_as_the_api_left_it(database: str) -> None:
         assert (shown["total"], shown["agents"]["ada"]["limit"]) == (7_000, 50)
 
 
-async def test_jobs_go_by_the_squads_time_zone_where_nobody_set_another(database: str) -> None:
-    """As after an import, or once the line is gone from the settings."""
+async def test_jobs_use_time_zone_of_squad_when_settings_name_none(database: str) -> None:
+    """As after an import, or after the line was removed from the settings."""
     jobs = {"mine": {"cron": "0 9 * * *", "task": "token_monitor"}}
     async with running_service(database, timezone="Europe/Berlin", jobs=jobs):
         pass
@@ -56,7 +56,7 @@ async def test_jobs_go_by_the_squads_time_zone_where_nobody_set_another(database
         assert len(defined) == 1
 
 
-async def test_what_was_set_wins_over_the_api_at_the_next_start(database: str) -> None:
+async def test_settings_override_values_set_by_api_at_the_next_start(database: str) -> None:
     limits = BudgetSettings(agent_limits={"ada": 10})
     async with running_service(database, daily_tokens=5_000, budget=limits) as service:
         await service.api.put("budget", daily_tokens=7_000, agent_limits={})
@@ -65,7 +65,7 @@ async def test_what_was_set_wins_over_the_api_at_the_next_start(database: str) -
         assert (shown["total"], shown["agents"]["ada"]["limit"]) == (5_000, 10)
 
 
-async def test_agents_of_the_settings_are_registered(database: str) -> None:
+async def test_agents_in_settings_are_registered(database: str) -> None:
     agents = {"ada": AgentSettings(role="writer", url="http://a.test", priority=5)}
     async with running_service(database, agents=agents) as service:
         shown = (await service.api.get("agents/ada")).expect(200)
@@ -77,7 +77,7 @@ async def _everything(service: Service) -> list[object]:
     return [(await service.api.get(path)).expect(200) for path in paths]
 
 
-async def test_everything_is_as_it_was_after_a_restart(database: str) -> None:
+async def test_everything_is_the_same_after_a_restart(database: str) -> None:
     async with running_service(database) as service:
         api = service.api
         await api.put("agents/ada", role="writer")

@@ -1,4 +1,4 @@
-"""A service that is asked to stop leaves nobody without an answer, and loses nothing that was answered."""
+"""Shutdown on a signal: every request is answered, and nothing that was acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _TIMEOUT = aiohttp.ClientTimeout(total=20)
 
 
 @dataclass
-class Crowd:
-    """Clients that send messages one after another, for as long as somebody is there to take them."""
+class Clients:
+    """Clients that send one message after another until the service is gone."""
 
     url: str
     acknowledged: dict[int, str] = field(default_factory=dict)
-    """What was said, by position."""
+    """The texts of the messages that were stored, by position."""
     codes: Counter[str] = field(default_factory=Counter)
-    """Of the problems that were answered."""
+    """How often each problem was answered."""
     streamed: list[int] = field(default_factory=list)
 
-    async def talk(self, session: aiohttp.ClientSession, name: str) -> None:
-        """One client."""
+    async def send(self, session: aiohttp.ClientSession, name: str) -> None:
+        """Send messages as one client."""
         number = 0
         while True:
             number += 1
@@ -67,15 +67,15 @@ class Crowd:
                 assert int(response.headers["Retry-After"]) > 0
                 self.codes[body["code"]] += 1
 
-    async def listen(self, session: aiohttp.ClientSession) -> None:
-        """One reader of the stream, until it ends."""
+    async def read_stream(self, session: aiohttp.ClientSession) -> None:
+        """Read the stream until it ends."""
         async with session.get(f"{self.url}/api/v1/events/stream?after=0") as response:
             async for line in response.content:
                 if line.startswith(b"id: "):
                     self.streamed.append(int(line[4:]))
 
 
-async def _said(dsn: str, positions: Sequence[int]) -> dict[int, str]:
+async def _stored_texts(dsn: str, positions: Sequence[int]) -> dict[int, str]:
     async with connected(dsn) as connection:
         events = await log.read_after(connection, 0, 1_000_000)
     assert [event.position for event in events] == list(range(1, len(events) + 1))
@@ -83,42 +83,42 @@ async def _said(dsn: str, positions: Sequence[int]) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_under_load_the_first_signal_stops_it_and_loses_nothing(
+async def test_first_signal_under_load_stops_service_and_loses_nothing(
     database: str, number: signal.Signals
 ) -> None:
     async with squad_up(dsn=database) as process:
-        crowd = Crowd(process.url)
+        clients = Clients(process.url)
         connector = aiohttp.TCPConnector(limit=0)
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector) as session,
-            asyncio.TaskGroup() as clients,
+            asyncio.TaskGroup() as tasks,
         ):
             for index in range(STREAMS):
-                clients.create_task(crowd.listen(session), name=f"reader {index}")
+                tasks.create_task(clients.read_stream(session), name=f"reader {index}")
             for index in range(CLIENTS):
-                clients.create_task(crowd.talk(session, f"client-{index}"))
-            await eventually(lambda: len(crowd.acknowledged) > 500 and len(crowd.streamed) > 500)
-            asked = time.monotonic()
+                tasks.create_task(clients.send(session, f"client-{index}"))
+            await eventually(lambda: len(clients.acknowledged) > 500 and len(clients.streamed) > 500)
+            sent_at = time.monotonic()
             process.send(number)
             assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 0, process.story()
-            assert time.monotonic() - asked < STOPS_WITHIN_SECONDS
-        assert set(crowd.codes) <= {"stopping"}
-        positions = sorted(crowd.acknowledged)
-        assert await _said(database, positions) == crowd.acknowledged
-        await _nobody_listens(process)
+            assert time.monotonic() - sent_at < STOPS_WITHIN_SECONDS
+        assert set(clients.codes) <= {"stopping"}
+        positions = sorted(clients.acknowledged)
+        assert await _stored_texts(database, positions) == clients.acknowledged
+        await _assert_refuses_connections(process)
         await process.start()
         async with aiohttp.request("GET", f"{process.url}/api/v1/events/{positions[-1]}") as response:
-            assert (await response.json())["data"]["message"] == crowd.acknowledged[positions[-1]]
+            assert (await response.json())["data"]["message"] == clients.acknowledged[positions[-1]]
         assert await process.stop() == 0
 
 
-async def _nobody_listens(process: ServiceProcess) -> None:
+async def _assert_refuses_connections(process: ServiceProcess) -> None:
     with pytest.raises(aiohttp.ClientConnectorError):
         async with aiohttp.request("GET", f"{process.url}/healthz"):
             pass
 
 
-async def test_idle_and_half_open_connections_do_not_hold_it_up(database: str) -> None:
+async def test_idle_and_incomplete_requests_do_not_delay_shutdown(database: str) -> None:
     async with squad_up(dsn=database) as process:
         host, port = process.url.removeprefix("http://").split(":")
         idle = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
@@ -135,9 +135,9 @@ async def test_idle_and_half_open_connections_do_not_hold_it_up(database: str) -
                 writer.close()
 
 
-async def test_a_sigterm_that_is_passed_on_once_more_changes_nothing(database: str) -> None:
-    """As by make, where its whole process group is sent one."""
-    async with squad_up(dsn=database) as process, _held_up(process, database):
+async def test_second_sigterm_changes_nothing(database: str) -> None:
+    """As by make, when its whole process group receives one."""
+    async with squad_up(dsn=database) as process, _locked_log(process, database):
         process.send(signal.SIGTERM)
         await _is_stopping(process)
         process.send(signal.SIGTERM)
@@ -145,17 +145,17 @@ async def test_a_sigterm_that_is_passed_on_once_more_changes_nothing(database: s
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-async def test_another_sigint_ends_it_at_once(database: str, first: signal.Signals) -> None:
-    async with squad_up(dsn=database) as process, _held_up(process, database):
+async def test_sigint_during_shutdown_ends_service_at_once(database: str, first: signal.Signals) -> None:
+    async with squad_up(dsn=database) as process, _locked_log(process, database):
         process.send(first)
         await _is_stopping(process)
         process.send(signal.SIGINT)
         assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.story()
 
 
-async def test_another_sigint_leaves_no_embedded_postgres_behind() -> None:
+async def test_sigint_during_shutdown_still_stops_embedded_postgres() -> None:
     with new_data_folder() as folder:
-        async with squad_up(data=folder) as process, _held_up(process, dsn_of(folder)):
+        async with squad_up(data=folder) as process, _locked_log(process, dsn_of(folder)):
             process.send(signal.SIGINT)
             await _is_stopping(process)
             process.send(signal.SIGINT)
@@ -172,7 +172,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-async def test_it_stops_where_its_terminal_is_closed(database: str, tmp_path: Path) -> None:
+async def test_service_stops_when_its_terminal_is_closed(database: str, tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _WITH_HANGUP, "SIG_DFL"),
@@ -184,14 +184,14 @@ async def test_it_stops_where_its_terminal_is_closed(database: str, tmp_path: Pa
         start_new_session=True,
     )
     os.close(theirs)
-    said = b""
-    while b"Ctrl-C" not in said:
-        said += await asyncio.to_thread(os.read, ours, 1_000)
+    output = b""
+    while b"Ctrl-C" not in output:
+        output += await asyncio.to_thread(os.read, ours, 1_000)
     os.close(ours)
     assert await asyncio.wait_for(process.wait(), ENDS_WITHIN_SECONDS) == 0
 
 
-async def test_with_nohup_it_outlives_the_terminal(database: str, tmp_path: Path) -> None:
+async def test_service_under_nohup_survives_sighup(database: str, tmp_path: Path) -> None:
     program = (sys.executable, "-c", _WITH_HANGUP, "SIG_IGN", str(SQUAD))
     async with squad_up(dsn=database, program=program) as process:
         process.send(signal.SIGHUP)
@@ -201,17 +201,17 @@ async def test_with_nohup_it_outlives_the_terminal(database: str, tmp_path: Path
 
 
 @asynccontextmanager
-async def _held_up(process: ServiceProcess, database: str) -> AsyncIterator[None]:
-    """Has the service wait for a command, because somebody has the log's lock."""
+async def _locked_log(process: ServiceProcess, database: str) -> AsyncIterator[None]:
+    """Hold the log's lock for the duration of the block, so that a command of the service waits for it."""
     connection = await connect(database, SCHEMA, name="squad test")
     try:
         await connection.execute("BEGIN")
         await log.lock(connection)
-        said = {"from_agent": "ada", "message": "am I heard?"}
-        asking = asyncio.create_task(_post(f"{process.url}/api/v1/messages", said))
+        message = {"from_agent": "ada", "message": "am I heard?"}
+        posting = asyncio.create_task(_post(f"{process.url}/api/v1/messages", message))
         await eventually(partial(_waits_for_the_lock, database))
         yield
-        await asyncio.wait({asking})
+        await asyncio.wait({posting})
     finally:
         await connection.close()
 
