@@ -18,7 +18,7 @@ from tests.support.keys import make_key
 if TYPE_CHECKING:
     from tests.api.client import Api, Service
 
-ENDS_WITHIN_SECONDS = 150
+ENDS_WITHIN_SECONDS = 300
 
 CONFIGURATION = """\
 [checks]
