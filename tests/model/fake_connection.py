@@ -1,6 +1,6 @@
 """The client's end of a connection: the part of psycopg that the writer uses.
 
-Each statement that is sent is a `Statement`. The process waits until the model decides what becomes of it.
+The process waits for each `Statement` that it has sent, until the model decides what happens to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rows = list[tuple[Any, ...]]
 
 
 class Statement(NamedTuple):
-    """What a client sends to the server in one message."""
+    """A message from a client to the server."""
 
     query: str
     parameters: Any = None
@@ -35,19 +35,19 @@ class FakeConnection:
     def __init__(self, session: Session, *, is_pooled: bool = False) -> None:
         self.session = session
         self.is_broken = False
-        self.wants: Statement | None = None
-        """The word that was sent and is not answered yet."""
+        self.pending: Statement | None = None
+        """The statement that was sent and is not answered yet."""
         self.pgconn = self
         self.prepare_threshold = None if is_pooled else 5
         """None marks a connection through a pooler."""
         self._answer: asyncio.Future[list[Rows]] | None = None
 
-    async def say(self, word: Statement) -> list[Rows]:
-        """Send a word; return the rows of each of its statements."""
+    async def send(self, statement: Statement) -> list[Rows]:
+        """Send a message; return the rows of each of its statements."""
         if self.is_broken:
-            raise psycopg.OperationalError("the line is broken")
-        assert self.wants is None, "two statements on one connection at a time"
-        self.wants = word
+            raise psycopg.OperationalError("the connection is broken")
+        assert self.pending is None, "two statements on one connection at a time"
+        self.pending = statement
         self._answer = asyncio.get_running_loop().create_future()
         try:
             return await self._answer
@@ -55,9 +55,9 @@ class FakeConnection:
             self.is_broken = True
             raise
 
-    def hear(self, answer: list[Rows] | psycopg.Error) -> None:
+    def receive(self, answer: list[Rows] | psycopg.Error) -> None:
         """Receive the answer."""
-        self.wants = None
+        self.pending = None
         if self._answer is None or self._answer.done():
             return
         if isinstance(answer, psycopg.Error):
@@ -65,11 +65,11 @@ class FakeConnection:
         else:
             self._answer.set_result(answer)
 
-    def tear(self) -> None:
-        """Break the connection: a waiting caller gets an error, and its word may still be in flight."""
-        wanted, self.is_broken = self.wants, True
-        self.hear(psycopg.OperationalError("the line broke"))
-        self.wants = wanted
+    def disconnect(self) -> None:
+        """Break the connection: a waiting caller gets an error; its statement may still be in flight."""
+        statement, self.is_broken = self.pending, True
+        self.receive(psycopg.OperationalError("the connection broke"))
+        self.pending = statement
 
     # the connection's interface ---------------------------------------------------------------------------
 
@@ -85,21 +85,21 @@ class FakeConnection:
 
     async def rollback(self) -> None:
         """Roll back the transaction."""
-        await self.say(Statement("ROLLBACK"))
+        await self.send(Statement("ROLLBACK"))
 
     def finish(self) -> None:
         """Close the connection."""
         self.is_broken = True
 
     def add_notice_handler(self, _: object) -> None:
-        """Do nothing: the server of the model sends no notices."""
+        """Do nothing: the model's server sends no notices."""
 
     remove_notice_handler = add_notice_handler
 
     def fileno(self) -> int:
-        """Break the connection, because callers use the descriptor only to cut it."""
-        self.tear()
-        raise psycopg.OperationalError("it has no file")
+        """Break the connection, because callers use the descriptor only to shut it down."""
+        self.disconnect()
+        raise psycopg.OperationalError("the connection has no file descriptor")
 
 
 class Cursor:
@@ -109,11 +109,11 @@ class Cursor:
 
     def __init__(
         self,
-        line: FakeConnection,
+        connection: FakeConnection,
         *,
         row_factory: Callable[[Any], Callable[[Sequence[Any]], Any]] | None = None,
     ) -> None:
-        self._line = line
+        self._connection = connection
         self._row = row_factory(self) if row_factory else tuple
         self._sets: list[Rows] = []
 
@@ -128,7 +128,7 @@ class Cursor:
     ) -> Cursor:
         """Execute a statement."""
         text = query.as_string(None) if isinstance(query, sql.Composable) else query
-        self._sets = list(await self._line.say(Statement(text, parameters, self.is_simple, binary)))
+        self._sets = list(await self._connection.send(Statement(text, parameters, self.is_simple, binary)))
         return self
 
     def nextset(self) -> bool:

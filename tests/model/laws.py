@@ -1,4 +1,4 @@
-"""The laws, checked against a log as it grows, against the answers to callers, and against states.
+"""The laws, checked against the growing log, the answers to callers, and the states in memory.
 
 The rules for claims, budgets, jobs and keys are computed from the events alone, independently of the folds
 (`tests.unit.invariants` and its neighbors). The answers that a caller may get follow from the log.
@@ -38,11 +38,20 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from tests.model.server import Server
 
-_SAME_IN_BOTH = ("agent", "action", "resources", "tokens", "title", "message", "gmail_message_id", "key_id")
+_SHARED_FIELDS = (
+    "agent",
+    "action",
+    "resources",
+    "tokens",
+    "title",
+    "message",
+    "gmail_message_id",
+    "key_id",
+)
 """Fields that a command and the event it leads to have in common."""
 
 
-class Asked(NamedTuple):
+class TrackedRequest(NamedTuple):
     """A request to a process, and its result."""
 
     request: Request
@@ -51,21 +60,21 @@ class Asked(NamedTuple):
 
 
 class Laws:
-    """Follows the log and the answers; raises if either breaks a promise."""
+    """Follows the log and the answers, and fails if either breaks a law."""
 
     def __init__(self) -> None:
         self.known: dict[str, list[str]] = defaultdict(list)
         """Ids that commands may refer to, by field name."""
-        self.asked: list[Asked] = []
-        self._buried: list[Process] = []
-        self._unjudged: list[Asked] = []
+        self.requests: list[TrackedRequest] = []
+        self._killed: list[Process] = []
+        self._unchecked: list[TrackedRequest] = []
         self._invariants, self._job_invariants, self._key_invariants = (
             Invariants(),
             JobInvariants(),
             KeyInvariants(),
         )
         self._log: list[Recorded] = []
-        """The events, decrypted with the keys at the time when they were taken."""
+        """The events, decrypted with the keys that existed when they were taken."""
         self._hashes = [GENESIS_HASH]
         self._ids: set[str] = set()
         self._versions: dict[str, int] = defaultdict(int)
@@ -78,8 +87,8 @@ class Laws:
         self._answers: dict[str, tuple[Request, Answer]] = {}
         """The first request with an idempotency key that was answered, and its answer."""
         self._destroyed_keys: set[str] = set()
-        self._settled: set[str] = set()
-        """Requests whose callers were told that nothing happened."""
+        self._not_carried_out: set[str] = set()
+        """Requests whose callers were told that they had no effect."""
         self._squad = Squad()
         """The state from folding all events one at a time."""
 
@@ -88,22 +97,22 @@ class Laws:
     def take(self, server: Server) -> None:
         """Take the events that have been appended since the last call."""
         new = server.log[len(self._log) :]
-        for stored, shown in zip(new, server.reveal(new), strict=True):
-            assert shown.position == len(self._log) + 1, "a gap"
+        for stored, decrypted in zip(new, server.reveal(new), strict=True):
+            assert decrypted.position == len(self._log) + 1, "positions have a gap"
             assert chain.hash_of(self._hashes[-1], stored) == stored.hash
             self._hashes.append(stored.hash)
-            self._check_seal(stored)
-            self._take(shown, server.append_of[shown.position - 1])
-            # Recorded with the database's time, or the previous event's, whatever the process believed.
-            assert shown.recorded_at <= server.latest + timedelta(seconds=1)
+            self._check_key(stored)
+            self._take(decrypted, server.append_of[decrypted.position - 1])
+            # The time is the database's or the previous event's, whatever the process's clock shows.
+            assert decrypted.recorded_at <= server.latest + timedelta(seconds=1)
 
-    def _check_seal(self, stored: Recorded) -> None:
+    def _check_key(self, stored: Recorded) -> None:
         """Fail if an event is encrypted with a destroyed key, which readers would report as lost."""
         event = codec.decode(stored) if stored.type == SubjectForgotten.type else None
         if isinstance(event, SubjectForgotten):
             self._destroyed_keys.add(event.key_id)
         elif sealing.may_be_sealed(stored):
-            assert sealing.key_of(stored) not in self._destroyed_keys, "sealed with a destroyed key"
+            assert sealing.key_of(stored) not in self._destroyed_keys, "encrypted with a destroyed key"
 
     def _take(self, recorded: Recorded, append: int) -> None:
         before = self._log[-1] if self._log else None
@@ -116,7 +125,9 @@ class Laws:
         self._log.append(recorded)
         is_first = append == self._append_of.setdefault(recorded.correlation_id, append)
         assert is_first, "a request was carried out twice"
-        assert recorded.correlation_id not in self._settled, "a caller was told that nothing happened"
+        assert recorded.correlation_id not in self._not_carried_out, (
+            "a caller was told that the request had no effect"
+        )
         if recorded.type != "request_answered":
             self._last[recorded.correlation_id] = recorded
         event = codec.decode(recorded)
@@ -130,66 +141,68 @@ class Laws:
 
     # the answers ----------------------------------------------------------------------------------------
 
-    def ask(self, asked: Asked) -> None:
+    def track(self, tracked: TrackedRequest) -> None:
         """Remember a request."""
-        self.asked.append(asked)
-        self._unjudged.append(asked)
+        self.requests.append(tracked)
+        self._unchecked.append(tracked)
 
-    def bury(self, process: Process) -> None:
-        """Note that a process was killed, so it owes no answers any more."""
-        self._buried.append(process)
+    def mark_killed(self, process: Process) -> None:
+        """Note that a process was killed, so that its requests may stay unanswered."""
+        self._killed.append(process)
 
-    def judge_answers(self) -> None:
+    def check_answers(self) -> None:
         """Check the answers since the last call against the log as it is now."""
-        left = []
-        for asked in self._unjudged:
-            if asked.promise.result is None:
-                left.append(asked)
+        unanswered = []
+        for tracked in self._unchecked:
+            if tracked.promise.result is None:
+                unanswered.append(tracked)
             else:
-                self._judge(asked.request, asked.promise.result)
-        self._unjudged = left
+                self._check_answer(tracked.request, tracked.promise.result)
+        self._unchecked = unanswered
 
-    def judge_all(self, server: Server, now: datetime) -> None:
-        """Check that all callers have got a true answer, and that every tick up to now has an outcome."""
-        assert all(asked.process in self._buried for asked in self._unjudged)
+    def check_all_answered(self, server: Server, now: datetime) -> None:
+        """Check that all live callers were answered, and that every tick up to now has an outcome."""
+        assert all(tracked.process in self._killed for tracked in self._unchecked)
         for key, user in self._users.items():
-            request = next(asked.request for asked in self.asked if asked.request.correlation_id == user)
+            request = next(
+                tracked.request for tracked in self.requests if tracked.request.correlation_id == user
+            )
             assert request.idempotency_key == key
         for job in self._squad.tables[JOBS.name]:
             self._job_invariants.check_ticks(job, now - strategies.LONGEST_JITTER)
         assert server.log[-1].hash == self._hashes[-1]
 
-    def _judge(self, request: Request, result: Outcome | Exception) -> None:
+    def _check_answer(self, request: Request, result: Outcome | Exception) -> None:
         if isinstance(result, Exception):
-            # It promises that nothing happened, or nothing at all.
+            # Either the request had no effect, or its outcome is unknown.
             assert isinstance(result, OutcomeUnknown | CommandFailed | Stopping | Unavailable), result
             if not isinstance(result, OutcomeUnknown):
-                self._settle(request)
+                self._mark_not_carried_out(request)
             return
         if result.position is not None:
-            assert 0 < result.position <= len(self._log), "an answer before it was durable"
+            assert 0 < result.position <= len(self._log), "answered before the commit"
         if request.idempotency_key:
-            self._judge_key(request, request.idempotency_key, result)
+            self._check_idempotency(request, request.idempotency_key, result)
         own = self._last.get(request.correlation_id)
         if own is None:
             if request.correlation_id not in self._append_of:
-                self._settle(request)
+                self._mark_not_carried_out(request)
             return
         assert result.position == own.position
         if result.refusal is None:
-            self._judge_content(request, result)
+            self._check_content(request, result)
         elif conflict := result.refusal.extra.get("conflict"):
             cause = self._log[conflict["position"] - 1]
             assert own.caused_by == cause.position
             assert cause.stream == f"operation-{conflict['operation_id']}"
 
-    def _settle(self, request: Request) -> None:
-        """Check that a request has no events, and never will."""
+    def _mark_not_carried_out(self, request: Request) -> None:
+        """Check that a request has no events yet; `_take` checks that it never will."""
         assert request.correlation_id not in self._append_of
-        self._settled.add(request.correlation_id)
+        self._not_carried_out.add(request.correlation_id)
 
-    def _judge_content(self, request: Request, result: Outcome) -> None:
-        """Check that what was acknowledged is in the log, at that position and as requested."""
+    def _check_content(self, request: Request, result: Outcome) -> None:
+        """Check that an acknowledged request is in the log, at the answer's position, with its content."""
         assert result.position
         own = [event for event in self._log if event.correlation_id == request.correlation_id]
         events = [codec.decode(event) for event in own if event.type != "request_answered"]
@@ -201,11 +214,11 @@ class Laws:
             ):
                 last = events[-1]
                 assert result.reply["id"] in structs.asdict(last).values()
-                for field in _SAME_IN_BOTH:
+                for field in _SHARED_FIELDS:
                     if field in last.__struct_fields__ and hasattr(request.command, field):
                         assert getattr(last, field) == getattr(request.command, field)
 
-    def _judge_key(self, request: Request, key: str, result: Outcome) -> None:
+    def _check_idempotency(self, request: Request, key: str, result: Outcome) -> None:
         was_carried_out = request.correlation_id in self._append_of
         if result.refusal and result.refusal.code == "idempotency_mismatch":
             assert not was_carried_out
@@ -217,19 +230,19 @@ class Laws:
             assert request.answer is not None
             answer = request.answer(result)
             user = self._users.setdefault(key, request.correlation_id)
-            assert user == request.correlation_id, "one key had two effects"
+            assert user == request.correlation_id, "one idempotency key had two effects"
         else:
             return
-        first, told = self._answers.setdefault(key, (request, answer))
-        assert told == answer, "two answers to one key"
-        # Once its personal data was forgotten, a request is identified by the rest.
+        first, stored = self._answers.setdefault(key, (request, answer))
+        assert stored == answer, "one idempotency key got two answers"
+        # Once its personal data is erased, a request is identified by the remaining fields.
         assert first.fingerprint == request.fingerprint or (
             first.bare_fingerprint == request.bare_fingerprint
         )
 
     # the states -----------------------------------------------------------------------------------------
 
-    def judge_state(self, process: Process) -> None:
+    def check_state(self, process: Process) -> None:
         """Check that a state is the fold of the log up to its position, however it was built."""
         squad = process.squad
         assert squad.head.position <= len(self._log)
@@ -247,7 +260,7 @@ class Laws:
                 assert squad.versions[stream] == self._versions[stream]
         assert all(self._versions[stream] == version for stream, version in squad.versions.items())
 
-    def judge_end(self, process: Process) -> None:
+    def check_final_state(self, process: Process) -> None:
         """Check that a process at the head has observed every event, and knows everything that is open."""
         seen = [recorded.id for recorded in process.seen]
         assert seen == [recorded.id for recorded in self._log[len(self._log) - len(seen) :]]

@@ -1,4 +1,4 @@
-"""A deterministic event loop, which runs when told to and uses the clock that it is given."""
+"""A deterministic event loop that runs only when told to, on a given clock."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import Context
 
-_MANY = 100_000
+_MAX_CALLBACKS = 100_000
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """The part of an event loop that a process of the model needs."""
+    """The part of an event loop that the model's processes need."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.faults: list[BaseException] = []
@@ -27,7 +27,7 @@ class Loop(asyncio.AbstractEventLoop):
         self._tasks: list[asyncio.Task[Any]] = []
 
     def run(self) -> None:
-        """Run until there is nothing to do at the moment.
+        """Run until no callback is ready and no timer is due.
 
         Ready callbacks run before due timers, as in a loop that was delayed: an answer that has arrived is
         read before a timer reports a timeout.
@@ -35,7 +35,7 @@ class Loop(asyncio.AbstractEventLoop):
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
-            for _ in range(_MANY):
+            for _ in range(_MAX_CALLBACKS):
                 if not self._ready and not self._take_due():
                     return
                 handle = self._ready.popleft()
@@ -43,7 +43,7 @@ class Loop(asyncio.AbstractEventLoop):
                     handle._run()
         finally:
             asyncio._set_running_loop(before)
-        raise AssertionError("the loop never becomes idle")
+        raise AssertionError("the loop does not become idle")
 
     def wait_for(self, task: asyncio.Task[Any]) -> Any:
         """Return the result of a task that does not wait for anything external."""

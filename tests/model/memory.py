@@ -1,7 +1,7 @@
-"""A stand-in for Postgres: lists, and a clock that advances only when told to.
+"""An in-memory stand-in for Postgres, with a clock that advances only when told to.
 
-It knows only the statements that the writer sends, and promises what schema.sql promises. An unknown
-statement fails the test, so that a new one is implemented here.
+It implements only the statements that the writer sends, and gives the guarantees of schema.sql. An unknown
+statement fails the test, so that new ones get implemented here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.history import snapshots
 from service.memory.residence import RESIDENT
 from tests.model.loop import Loop
 from tests.model.server import Session
-from tests.model.subject_keys import KEY_STATEMENTS, WithKeys
+from tests.model.subject_keys import KEY_STATEMENTS, ServerWithKeys
 from tests.support.verify import MemoryRows
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _NO_ROWS: Rows = []
 
 
 class _View(NamedTuple):
-    """The snapshot that a repeatable read transaction sees."""
+    """What a repeatable read transaction sees."""
 
     length: int
     tables: dict[str, list[Any]]
@@ -46,8 +46,8 @@ class _View(NamedTuple):
     snapshots: dict[int, bytes]
 
 
-class InMemory(WithKeys):
-    """The log, the keys, the read tables and the snapshots."""
+class InMemory(ServerWithKeys):
+    """The log, the keys, the read tables and the snapshots, in memory."""
 
     def __init__(self, now: datetime) -> None:
         self._now, self._elapsed_seconds = now, 0.0
@@ -87,7 +87,7 @@ class InMemory(WithKeys):
         return Session()
 
     def close(self) -> None:
-        """Do nothing: there are no resources."""
+        """Do nothing: it holds no resources."""
 
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
         """The events, decrypted with the keys that exist now."""
@@ -96,18 +96,18 @@ class InMemory(WithKeys):
     def project(self, behind: int, stopped: int | None) -> None:
         """Fold the log into the read tables."""
         upto = max(len(self.log) - behind, *self._positions.values(), 0)
-        view, shown = _Tables(self._projected), self.reveal(self.log[:upto])
+        view, decrypted = _Tables(self._projected), self.reveal(self.log[:upto])
         positions = dict(self._positions)
         for number, projection in enumerate(PROJECTIONS):
             at = positions.setdefault(projection.name, 0)
             if number != stopped:
-                for recorded in shown[at:]:
+                for recorded in decrypted[at:]:
                     projection.apply(view, codec.decode(recorded), recorded)
                 positions[projection.name] = upto
         self._positions = positions
         self._tables = {name: list(self._projected[name].values()) for name in RESIDENT}
 
-    def put_away(self, squad: Squad) -> None:
+    def store_snapshot(self, squad: Squad) -> None:
         """Store a snapshot."""
         loop = Loop(self.monotonic)  # type: ignore[abstract]
         state = loop.wait_for(loop.create_task(snapshots.pack(squad)))
@@ -116,18 +116,18 @@ class InMemory(WithKeys):
     def _release_lock(self, session: Session) -> None:
         super()._release_lock(session)
         session.view = None
-        self.forget_keys_of(session)
+        self.discard_keys_of(session)
 
     # statements -------------------------------------------------------------------------------------------
 
-    def _do(self, session: Session, word: Statement) -> list[Rows]:
+    def _execute(self, session: Session, statement: Statement) -> list[Rows]:
         self._elapsed_seconds += ROUND_TRIP_SECONDS
         self._now += timedelta(seconds=ROUND_TRIP_SECONDS)
-        if (statement := _STATEMENTS.get(word.query)) is None:
-            if not (named := _TABLE.match(word.query)):
-                raise AssertionError(f"the model does not know this statement: {word.query}")
+        if (execute := _STATEMENTS.get(statement.query)) is None:
+            if not (named := _TABLE.match(statement.query)):
+                raise AssertionError(f"the model does not know this statement: {statement.query}")
             return [self._select(session, named[1])]
-        return statement(self, session, *_positional(word.parameters))
+        return execute(self, session, *_positional(statement.parameters))
 
     def _length(self, session: Session) -> int:
         return self._seen_by(session).length
@@ -143,7 +143,7 @@ class InMemory(WithKeys):
     def _seen_by(self, session: Session) -> _View:
         return session.view or _View(len(self.log), self._tables, self._positions, self._snapshots)
 
-    def _nothing(self, _: Session) -> list[Rows]:
+    def _no_result(self, _: Session) -> list[Rows]:
         return [_NO_ROWS]
 
     def _clock(self, _: Session) -> list[Rows]:
@@ -160,7 +160,7 @@ class InMemory(WithKeys):
 
     def _read_streams(self, session: Session, streams: list[str]) -> list[Rows]:
         upto = self._length(session)
-        return [[tuple(one) for one in self.stored.of_streams(streams) if one.position <= upto]]
+        return [[tuple(one) for one in self.events_table.of_streams(streams) if one.position <= upto]]
 
     def _read_streams_and_beginnings(
         self, session: Session, streams: list[str], excerpts: list[str], short: int
@@ -170,13 +170,13 @@ class InMemory(WithKeys):
             [one for one in found if Recorded(*one).stream in streams or Recorded(*one).version <= short]
         ]
 
-    def _read_ends(
+    def _read_excerpts(
         self, session: Session, streams: list[str], of_agents: list[str], agents: list[str], _: list[str]
     ) -> list[Rows]:
         found: dict[int, tuple[Any, ...]] = {}
         for stream in streams:
-            [story] = self._read_streams(session, [stream])
-            events = [Recorded(*one) for one in story]
+            [rows] = self._read_streams(session, [stream])
+            events = [Recorded(*row) for row in rows]
             wanted = [*events[:1], *[one for one in events if one.type != ConflictDetected.type][-2:]]
             if stream in of_agents:
                 wanted += [one for one in events[1:] if getattr(codec.decode(one), "agent", None) in agents]
@@ -184,14 +184,18 @@ class InMemory(WithKeys):
         return [[found[position] for position in sorted(found)]]
 
     def _versions(self, _: Session, streams: list[str], upto: int) -> list[Rows]:
-        last = {one.stream: one.version for one in self.stored.of_streams(streams) if one.position <= upto}
+        last = {
+            one.stream: one.version for one in self.events_table.of_streams(streams) if one.position <= upto
+        }
         return [list(last.items())]
 
     def _find_ids(self, _: Session, ids: list[str]) -> list[Rows]:
-        return [[(id_, self.stored.ids[id_]) for id_ in ids if id_ in self.stored.ids]]
+        return [[(id_, self.events_table.ids[id_]) for id_ in ids if id_ in self.events_table.ids]]
 
     def _find_gmail(self, _: Session, gmail_ids: list[str]) -> list[Rows]:
-        return [[(self.stored.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.stored.gmail_ids]]
+        return [
+            [(self.events_table.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.events_table.gmail_ids]
+        ]
 
     def _lock_and_read(self, session: Session, position: int, limit: int) -> list[Rows]:
         page = self._read_after(session, position, limit)
@@ -201,13 +205,13 @@ class InMemory(WithKeys):
         head = len(self.log)
         appended = self._is_the_head(expected) and abs(self._now - decided_at) <= DRIFT
         if appended:
-            batch = self.stored.rows(expected, *columns)
-            self.stored.check(batch)
-            self._keep(batch)
-            self.stored.take(batch)
+            batch = self.events_table.rows(expected, *columns)
+            self.events_table.check(batch)
+            self._append_to_log(batch)
+            self.events_table.take(batch)
             for one in batch:
                 if one.type == SubjectForgotten.type:
-                    self.destroy_key(self.stored.key_destroyed_by(one))
+                    self.destroy_key(self.events_table.key_destroyed_by(one))
                     self._snapshots = {}
             head = len(self.log)
         return [[(appended, head, self._now, 0.0)]]
@@ -264,7 +268,7 @@ class InMemory(WithKeys):
 
 
 class _Tables:
-    """All rows, for a projection."""
+    """A view of all rows, for a projection."""
 
     def __init__(self, tables: dict[str, dict[Any, Any]]) -> None:
         self._tables = tables
@@ -289,12 +293,12 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     f"{log._APPEND}; COMMIT": InMemory._append_and_commit,
     f"{log._APPEND_IF_SAME}; COMMIT": InMemory._append_if_same_and_commit,
     # There is no standby to wait for.
-    standby._CONFIRM: InMemory._nothing,
+    standby._CONFIRM: InMemory._no_result,
     log._LOCK_AND_READ: InMemory._lock_and_read,
     log._READ_AFTER: InMemory._read_after,
     lookup._READ_STREAMS: InMemory._read_streams,
     lookup._READ_STREAMS_AND_BEGINNINGS: InMemory._read_streams_and_beginnings,
-    lookup._READ_EXCERPTS: InMemory._read_ends,
+    lookup._READ_EXCERPTS: InMemory._read_excerpts,
     f"SELECT {_COLUMNS} FROM events WHERE position = %s": InMemory._read_one,
     "SELECT coalesce(max(position), 0) FROM events": InMemory._head,
     "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])": InMemory._find_ids,

@@ -1,6 +1,6 @@
-"""A real Postgres in place of the lists: every process's words are sent to it in a real session.
+"""A real Postgres as the model's server: every statement of a process is sent to it in a real session.
 
-Its clock cannot be set, so when time passes in the model, the clocks of all processes become wrong.
+Its clock cannot be set. So when time passes in the model, the clocks of all processes become wrong.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _RealSession(Session):
 class OnPostgres(Server):
     """A new database on a running server."""
 
-    keeps_keys = False
-    """A session that waits for another's key would block the whole model."""
+    supports_keys = False
+    """False, because a session that waits for another one's key would block the whole model."""
 
     def __init__(self, stack: ExitStack, postgres: PostgresServer, template: str) -> None:
         self._skipped_seconds = 0.0
@@ -48,14 +48,14 @@ class OnPostgres(Server):
         self._resources = stack.enter_context(ExitStack())
         self._resources.callback(self._loop.close)
         self._dsn = self._resources.enter_context(postgres.new_database(template=template))
-        self._watching = self._run(connect(self._dsn, "squad", name="squad test"))
-        self._resources.callback(self._hang_up)
+        self._observer = self._run(connect(self._dsn, "squad", name="squad test"))
+        self._resources.callback(self._disconnect)
         super().__init__()
 
     @property
     def now(self) -> datetime:
         """The server's clock."""
-        return self._run(log.clock(self._watching))
+        return self._run(log.clock(self._observer))
 
     def monotonic(self) -> float:
         """Elapsed seconds."""
@@ -84,33 +84,33 @@ class OnPostgres(Server):
         """Fail a session's transaction."""
         super().abort(session)
         assert isinstance(session, _RealSession)
-        if not session.is_over:
+        if not session.is_ended:
             self._run(session.connection.rollback())
 
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
         """The events, decrypted with the keys that exist now."""
-        return self._run(sealing.reveal(self._watching, recorded))
+        return self._run(sealing.reveal(self._observer, recorded))
 
-    def put_away(self, squad: Squad) -> None:
+    def store_snapshot(self, squad: Squad) -> None:
         """Store a snapshot, unless the log is locked."""
         if self.holder is None:
-            self._run(snapshots.store(self._watching, squad, squad.head.position))
+            self._run(snapshots.store(self._observer, squad, squad.head.position))
 
     def close(self) -> None:
         """Drop the database."""
         self._resources.close()
 
-    def _do(self, session: Session, word: Statement) -> list[Rows]:
+    def _execute(self, session: Session, statement: Statement) -> list[Rows]:
         assert isinstance(session, _RealSession)
-        answer = self._run(_said(session.connection, word))
-        if "append_events(" in word.query:
-            self._keep(self._run(log.read_after(self._watching, len(self.log), 1_000)))
+        answer = self._run(_executed(session.connection, statement))
+        if "append_events(" in statement.query:
+            self._append_to_log(self._run(log.read_after(self._observer, len(self.log), 1_000)))
         return answer
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         for session in list(self._open):
             self.end(session)
-        self._run(self._watching.close())
+        self._run(self._observer.close())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         # A process may call this from within its own loop.
@@ -122,13 +122,13 @@ class OnPostgres(Server):
             asyncio._set_running_loop(outside)
 
 
-async def _said(connection: Connection, word: Statement) -> list[Rows]:
-    if word.query == "ROLLBACK":
+async def _executed(connection: Connection, statement: Statement) -> list[Rows]:
+    if statement.query == "ROLLBACK":
         await connection.rollback()
         return [[]]
     cursor: AsyncCursor[Any]
-    cursor = AsyncClientCursor(connection) if word.is_simple else AsyncCursor(connection)
-    await cursor.execute(word.query.encode(), word.parameters, binary=word.is_binary or None)
+    cursor = AsyncClientCursor(connection) if statement.is_simple else AsyncCursor(connection)
+    await cursor.execute(statement.query.encode(), statement.parameters, binary=statement.is_binary or None)
     sets: list[Rows] = []
     while True:
         sets.append(await cursor.fetchall() if cursor.description else [])

@@ -1,7 +1,7 @@
-"""A service process of the model: the real writer, with an event loop, a clock and a network of its own.
+"""A service process of the model: the real writer with an event loop, a clock and a network of its own.
 
-It runs only when the model lets it, and stops at every word that it sends to the database. psycopg, the
-machine's clocks and randomness are replaced.
+It runs only when the model lets it, and pauses at every statement that it sends to the database. psycopg,
+the machine's clocks and randomness are replaced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.model.server import Server
 
 PAGE_EVENTS = 7
-"""Few enough for reading to take several pages."""
+"""Small enough for reads to take several pages."""
 
 
 class Promise:
@@ -46,13 +46,13 @@ class Promise:
     def __init__(self, process: Process) -> None:
         self.result: Outcome | Exception | None = None
         self._process = process
-        self._log_ended_at = len(process.server.log)
+        self._head_at_submission = len(process.server.log)
 
-    def keep(self, result: Outcome | Exception) -> None:
+    def set_result(self, result: Outcome | Exception) -> None:
         """Set the result that the caller got."""
         assert self.result is None
         if not isinstance(result, Exception):
-            assert self._process.squad.head.position >= self._log_ended_at, "a stale answer"
+            assert self._process.squad.head.position >= self._head_at_submission, "the answer is stale"
         self.result = result
 
 
@@ -63,24 +63,24 @@ class Process:
     """The one that is running at the moment."""
 
     def __init__(
-        self, server: Server, wall_clock_is_ahead: timedelta, *, encrypt: bool, is_pooled: bool
+        self, server: Server, wall_clock_ahead: timedelta, *, encrypt: bool, is_pooled: bool
     ) -> None:
         self.seen: list[Recorded] = []
-        """The events that its observers have received since it started."""
-        self.line: FakeConnection | None = None
+        """The events that its observers have received."""
+        self.connection: FakeConnection | None = None
         self.is_cut_off = False
         """Whether it cannot connect."""
         self._is_pooled = is_pooled
-        self.slept_seconds = 0.0
+        self.suspended_seconds = 0.0
         self.notifications_heard = len(server.notifications)
         self.server = server
-        self._wall_clock_is_ahead = wall_clock_is_ahead
+        self._wall_clock_ahead = wall_clock_ahead
         Process.running = self
         self.loop = Loop(self.monotonic)  # type: ignore[abstract]
         self.hints = Hints()
         self.writer = Writer("", "squad", DatabaseClock(), self.hints, encrypt=encrypt)
         self.writer.observers.append(self.seen.extend)
-        self._life = self.loop.create_task(self.writer.run())
+        self._writer_task = self.loop.create_task(self.writer.run())
 
     @property
     def squad(self) -> Squad:
@@ -95,33 +95,40 @@ class Process:
     @property
     def is_idle(self) -> bool:
         """Whether it is connected and waits for work."""
-        line = self.line
-        return self.writer.ready and line is not None and not line.is_broken and line.wants is None
+        connection = self.connection
+        return (
+            self.writer.ready
+            and connection is not None
+            and not connection.is_broken
+            and connection.pending is None
+        )
 
     @property
     def is_done(self) -> bool:
-        """Whether it is idle and owes nobody an answer."""
+        """Whether it is idle and has answered all requests."""
         return self.is_idle and not self.writer._is_busy
 
     @property
     def holds_the_lock(self) -> bool:
         """Whether its session holds the log's lock."""
-        return self.line is not None and self.line.session is self.server.holder
+        return self.connection is not None and self.connection.session is self.server.holder
 
-    def wants(self, words: str) -> bool:
-        """Whether it waits at a statement that contains these words."""
-        line = self.line
-        return line is not None and line.wants is not None and words in line.wants.query
+    def is_sending(self, text: str) -> bool:
+        """Whether it waits for the answer to a statement that contains this text."""
+        connection = self.connection
+        return (
+            connection is not None and connection.pending is not None and text in connection.pending.query
+        )
 
     def monotonic(self) -> float:
         """Its monotonic clock."""
-        return self.server.monotonic() - self.slept_seconds
+        return self.server.monotonic() - self.suspended_seconds
 
     def wall_clock(self) -> datetime:
         """Its machine's wall clock."""
-        return self.server.now + self._wall_clock_is_ahead
+        return self.server.now + self._wall_clock_ahead
 
-    def ask(self, request: Request, timeout_seconds: float) -> Promise:
+    def submit(self, request: Request, timeout_seconds: float) -> Promise:
         """Submit a client's request."""
         promise = Promise(self)
         self.loop.create_task(self._answer(request, timeout_seconds, promise))
@@ -135,34 +142,34 @@ class Process:
 
     def stop(self) -> None:
         """Stop it gracefully, so that waiting callers get an answer."""
-        # Make sure that it has started.
+        # It must have started first.
         self.step()
-        self._life.cancel()
+        self._writer_task.cancel()
         self.step()
-        assert self._life.done()
+        assert self._writer_task.done()
 
     def kill(self) -> None:
         """Kill it; nothing that it was doing continues."""
         Process.running = self
-        if self.line is not None:
-            self.line.is_broken = True
+        if self.connection is not None:
+            self.connection.is_broken = True
         self.loop.kill()
 
     def connect(self) -> Connection:
         """Open a connection."""
         if self.is_cut_off:
             raise StoreUnavailable("the network is down")
-        assert self.line is None or self.line.is_broken
-        self.line = FakeConnection(self.server.open(), is_pooled=self._is_pooled)
-        return cast("Connection", self.line)
+        assert self.connection is None or self.connection.is_broken
+        self.connection = FakeConnection(self.server.open(), is_pooled=self._is_pooled)
+        return cast("Connection", self.connection)
 
     async def _answer(self, request: Request, timeout_seconds: float, promise: Promise) -> None:
         try:
-            promise.keep(await self.writer.submit(request, timeout_seconds))
+            promise.set_result(await self.writer.submit(request, timeout_seconds))
         except AssertionError as fault:
             self.loop.faults.append(fault)
-        except Exception as error:  # noqa: BLE001 - the laws say which
-            promise.keep(error)
+        except Exception as error:  # noqa: BLE001 - the laws check which
+            promise.set_result(error)
 
 
 class _Scan:
@@ -190,7 +197,7 @@ class _Scan:
 
 
 class Errors(logging.Handler):
-    """Collects what the service logs as errors. The model expects none."""
+    """Collects the errors that the service logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -206,14 +213,14 @@ errors = Errors()
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Patch the writer to talk to lines, and to read the clocks of the running process."""
+    """Patch the writer to use fake connections and the clocks of the running process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "connect", _connect)
-        for module, name, ours, theirs in (
+        for module, name, fake, real in (
             (log, "AsyncCursor", Cursor, AsyncCursor),
             (log, "AsyncClientCursor", SimpleCursor, AsyncClientCursor),
         ):
-            patch.setattr(module, name, _either(ours, theirs))
+            patch.setattr(module, name, _fake_or_real(fake, real))
         for timed in (appender, clocks, confirmed, folding, head_keeper, batch_size, writer):
             patch.setattr(timed, "monotonic", lambda: Process.running.monotonic())
         patch.setattr(clocks, "datetime", SimpleNamespace(now=lambda _: Process.running.wall_clock()))
@@ -251,10 +258,10 @@ async def _connect(dsn: str, schema: str, *, name: str) -> Connection:
     return Process.running.connect()
 
 
-def _either(ours: type[Cursor], theirs: type[Any]) -> Callable[..., Any]:
-    """Return a cursor for a line of the model, or for a real connection."""
+def _fake_or_real(fake: type[Cursor], real: type[Any]) -> Callable[..., Any]:
+    """Return a function that makes a cursor for a fake or a real connection."""
 
     def cursor(connection: Any, **more: Any) -> Any:
-        return (ours if isinstance(connection, FakeConnection) else theirs)(connection, **more)
+        return (fake if isinstance(connection, FakeConnection) else real)(connection, **more)
 
     return cursor

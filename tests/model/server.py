@@ -1,7 +1,7 @@
-"""The database as the model sees it: sessions, the log's lock, and what has been appended.
+"""The database as the model sees it: sessions, the log's lock, and the log.
 
-A request is carried out completely or not at all, one session holds the lock until its transaction ends,
-and the server does not know what a client believes about its connection.
+A statement is executed completely or not at all, one session holds the lock until its transaction ends, and
+the server does not know whether a client has given up on its connection.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _LOCKS = "BEGIN; SELECT lock_log()"
 
 
 class Blocked(Exception):
-    """Another session blocks the request, which has to wait."""
+    """Another session blocks the statement, which has to wait."""
 
 
 class Session:
     """The server's end of a connection."""
 
     def __init__(self) -> None:
-        self.is_over = False
+        self.is_ended = False
         self.view: Any = None
-        """The snapshot that a repeatable read transaction sees."""
+        """What a repeatable read transaction sees."""
 
 
 class Server(ABC):
-    """The database, which carries out requests one by one."""
+    """The database, which executes statements one at a time."""
 
-    keeps_keys = True
+    supports_keys = True
     """Whether processes may encrypt."""
 
     def __init__(self) -> None:
@@ -54,38 +54,38 @@ class Server(ABC):
         """The latest time that the clock has shown."""
         self._held_since = 0.0
 
-    def carry_out(self, session: Session, word: Statement) -> list[Rows]:
-        """Carry out a client's request now.
+    def execute(self, session: Session, statement: Statement) -> list[Rows]:
+        """Execute a client's statement now.
 
         Raises:
-            Blocked: it has to wait.
-            psycopg.Error: the request fails.
+            Blocked: the statement has to wait.
+            psycopg.Error: the statement fails.
         """
-        if session.is_over:
+        if session.is_ended:
             raise psycopg.OperationalError("the server has ended the session")
-        if self.is_in_the_way(session, word):
+        if self.is_blocked(session, statement):
             raise Blocked
         try:
-            answer = self._do(session, word)
+            answer = self._execute(session, statement)
         except psycopg.Error:
             # A failed transaction has released its lock.
             self._release_lock(session)
             raise
-        if word.query.rstrip().endswith(("COMMIT", "ROLLBACK")):
+        if statement.query.rstrip().endswith(("COMMIT", "ROLLBACK")):
             self._release_lock(session)
-        elif word.query.startswith(_LOCKS):
+        elif statement.query.startswith(_LOCKS):
             self.holder, self._held_since = session, self.monotonic()
         self.latest = max(self.latest, self.now)
         return answer
 
-    def is_in_the_way(self, session: Session, word: Statement) -> bool:
-        """Whether another session holds the lock that a word needs."""
-        needs_lock = word.query.startswith(_LOCKS) or "append_events(" in word.query
+    def is_blocked(self, session: Session, statement: Statement) -> bool:
+        """Whether another session holds the lock that a statement needs."""
+        needs_lock = statement.query.startswith(_LOCKS) or "append_events(" in statement.query
         return needs_lock and self.holder not in (None, session)
 
     def end(self, session: Session) -> None:
         """End a session: what it has not committed is rolled back, and its lock released."""
-        session.is_over = True
+        session.is_ended = True
         self._release_lock(session)
 
     def abort(self, session: Session) -> None:
@@ -93,7 +93,7 @@ class Server(ABC):
         self._release_lock(session)
 
     def end_idle_transaction(self) -> None:
-        """End the session that has held the lock for too long."""
+        """End the session that has held the lock for longer than the idle timeout."""
         if self.holder and self.monotonic() - self._held_since > IDLE_IN_TRANSACTION_SECONDS:
             self.end(self.holder)
 
@@ -101,7 +101,7 @@ class Server(ABC):
         if self.holder is session:
             self.holder = None
 
-    def _keep(self, batch: Sequence[Recorded]) -> None:
+    def _append_to_log(self, batch: Sequence[Recorded]) -> None:
         """Add the events of one append to the log."""
         number = self.append_of[-1] + 1 if self.append_of else 0
         self.log += batch
@@ -136,7 +136,7 @@ class Server(ABC):
         """Project the log into the read tables, up to `behind` events before its end, except `stopped`."""
 
     @abstractmethod
-    def put_away(self, squad: Squad) -> None:
+    def store_snapshot(self, squad: Squad) -> None:
         """Store a snapshot."""
 
     @abstractmethod
@@ -144,4 +144,4 @@ class Server(ABC):
         """Release its resources."""
 
     @abstractmethod
-    def _do(self, session: Session, word: Statement) -> list[Rows]: ...
+    def _execute(self, session: Session, statement: Statement) -> list[Rows]: ...

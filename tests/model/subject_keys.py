@@ -1,4 +1,4 @@
-"""The encryption keys of the stand-in for Postgres, and the queries for their subjects."""
+"""The encryption keys of the in-memory stand-in for Postgres, and the queries on them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from eventstore import keys, sealing, traces
 from eventstore.events import EmailReceived, EmailUpdated, MessageSent, SubjectForgotten
+from tests.model.events_table import EventsTable
 from tests.model.server import Blocked, Server, Session
-from tests.model.stored import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,12 +24,12 @@ class _Key:
         self.subject, self.secret, self.owner = subject, secret, owner
 
 
-class WithKeys(Server):
+class ServerWithKeys(Server):
     """A server with the table `subject_keys`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stored = Stored(self.log)
+        self.events_table = EventsTable(self.log)
         self._keys: dict[str, _Key] = {}
 
     def secrets(self) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ class WithKeys(Server):
             if key.owner is session:
                 key.owner = None
 
-    def forget_keys_of(self, session: Session) -> None:
+    def discard_keys_of(self, session: Session) -> None:
         """Remove the uncommitted keys of a session."""
         self._keys = {id_: key for id_, key in self._keys.items() if key.owner is not session}
 
@@ -68,14 +68,14 @@ class WithKeys(Server):
     ) -> list[Rows]:
         known = {key.subject: key.owner for key in self._keys.values() if key.subject}
         if any(known.get(subject) not in (None, session) for subject in subjects):
-            # Another session has inserted one and not committed it yet.
+            # Another session has inserted one and has not committed yet.
             raise Blocked
-        made: Rows = []
+        inserted: Rows = []
         for id_, subject, secret in zip(ids, subjects, secrets, strict=True):
             if subject not in known:
                 self._keys[id_] = _Key(subject, secret, self._owner(session))
-                made.append((subject,))
-        return [made]
+                inserted.append((subject,))
+        return [inserted]
 
     def _keys_of(self, session: Session, subjects: list[str]) -> list[Rows]:
         found = self._visible_keys(session).items()
@@ -86,30 +86,30 @@ class WithKeys(Server):
         return [[(id_, found[id_].secret) for id_ in ids if id_ in found]]
 
     def _key_of_message(self, _: Session, stream: str) -> list[Rows]:
-        sent = [one for one in self.stored.of_streams([stream]) if one.type == MessageSent.type]
+        sent = [one for one in self.events_table.of_streams([stream]) if one.type == MessageSent.type]
         return [[(sealing.key_of(sent[0]),)] if sent else []]
 
-    def _last_word(self, session: Session, key_id: str) -> list[Rows]:
-        there = key_id if key_id in self._visible_keys(session) else None
-        ends = self.stored.of_streams([SubjectForgotten.stream_of(key_id)])
-        return [[(there, ends[-1].position if ends else None)]]
+    def _key_state(self, session: Session, key_id: str) -> list[Rows]:
+        existing = key_id if key_id in self._visible_keys(session) else None
+        ends = self.events_table.of_streams([SubjectForgotten.stream_of(key_id)])
+        return [[(existing, ends[-1].position if ends else None)]]
 
     def _key_of_sender(self, session: Session, subject: str) -> list[Rows]:
         return [[(id_,) for id_, key in self._visible_keys(session).items() if key.subject == subject]]
 
-    def _sealed_with(self, _: Session, key_id: str) -> list[Rows]:
+    def _emails_encrypted_with(self, _: Session, key_id: str) -> list[Rows]:
         kinds = (EmailReceived.type, EmailUpdated.type)
         found = {one.stream for one in self.log if one.type in kinds and sealing.key_of(one) == key_id}
         return [[(stream,) for stream in sorted(found)]]
 
 
 KEY_STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
-    keys._STORE: WithKeys._store_keys,
-    keys._MAKE: WithKeys._make_keys,
-    keys._OF_SUBJECTS: WithKeys._keys_of,
-    keys._LOAD: WithKeys._load_keys,
-    traces._MESSAGE: WithKeys._key_of_message,
-    traces._KEY_STATE: WithKeys._last_word,
-    traces._KEY_OF_SENDER: WithKeys._key_of_sender,
-    traces._SEALED_WITH: WithKeys._sealed_with,
+    keys._STORE: ServerWithKeys._store_keys,
+    keys._MAKE: ServerWithKeys._make_keys,
+    keys._OF_SUBJECTS: ServerWithKeys._keys_of,
+    keys._LOAD: ServerWithKeys._load_keys,
+    traces._MESSAGE: ServerWithKeys._key_of_message,
+    traces._KEY_STATE: ServerWithKeys._key_state,
+    traces._KEY_OF_SENDER: ServerWithKeys._key_of_sender,
+    traces._SEALED_WITH: ServerWithKeys._emails_encrypted_with,
 }

@@ -1,4 +1,4 @@
-"""The model can fail: it detects a database that breaks a promise."""
+"""The model detects databases that break a promise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import Phase
 
 from tests.model.memory import InMemory
-from tests.model.test_model import START, SimulatedState, story_of
+from tests.model.test_model import START, SimulatedState, run_examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from tests.model.server import Server
 
 
-class _TakesAnything(InMemory):
-    """Appends at any head, not only at the one that was decided on."""
+class _IgnoresTheHead(InMemory):
+    """Appends even if the head has moved."""
 
     def _is_the_head(self, expected: int) -> bool:
         del expected
         return True
 
 
-class _Forgets(InMemory):
-    """Answers before a batch is durable, and sometimes loses one."""
+class _LosesBatches(InMemory):
+    """Acknowledges some batches without storing them."""
 
-    def _keep(self, batch: Sequence[Recorded]) -> None:
+    def _append_to_log(self, batch: Sequence[Recorded]) -> None:
         if len(self.log) % 5 != 4:
-            super()._keep(batch)
+            super()._append_to_log(batch)
 
 
-@pytest.mark.parametrize("kind", [_TakesAnything, _Forgets])
-def test_a_database_that_breaks_a_promise_is_found_out(kind: type[InMemory]) -> None:
+@pytest.mark.parametrize("kind", [_IgnoresTheHead, _LosesBatches])
+def test_database_that_breaks_a_promise_is_detected(kind: type[InMemory]) -> None:
     class Broken(SimulatedState):
         def new_server(self) -> Server:
             return kind(START)
 
     with pytest.raises(AssertionError):
-        story_of(Broken, examples=100, steps=50, phases=[Phase.generate])
+        run_examples(Broken, examples=100, steps=50, phases=[Phase.generate])

@@ -1,4 +1,4 @@
-"""However processes, network and database fail, the laws hold: checked in more than 10,000 steps.
+"""The laws hold when processes, network and database fail, as checked in more than 10,000 random steps.
 
 The steps are the same in every run. `make test ARGS="tests/model"` with `SQUAD_MODEL_EXAMPLES=5000` in the
 environment runs that many random examples instead: about 50 steps each, and about 12 examples a second.
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 START = datetime(2026, 3, 28, 22, tzinfo=UTC)
 """Two hours before a budget day begins."""
 
-LEAST_STEPS = 10_000
+MIN_STEPS = 10_000
 EXAMPLES, EXAMPLES_ON_POSTGRES = 260, 15
-AT_RANDOM = os.environ.get("SQUAD_MODEL_EXAMPLES")
+RANDOM_EXAMPLES = os.environ.get("SQUAD_MODEL_EXAMPLES")
 
 
 class SimulatedState(World):
@@ -37,14 +37,16 @@ class SimulatedState(World):
         return InMemory(START)
 
 
-def story_of(world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> int:
+def run_examples(
+    world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)
+) -> int:
     """Run a number of examples of at most `steps` steps; return the number of steps run."""
     world.steps = 0
     chosen = settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
-        derandomize=not AT_RANDOM,
+        derandomize=not RANDOM_EXAMPLES,
         phases=phases,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
@@ -53,15 +55,15 @@ def story_of(world: type[World], examples: int, steps: int, phases: Sequence[Pha
     return world.steps
 
 
-def test_whatever_happens_between_processes_and_their_database_the_laws_hold() -> None:
-    assert story_of(SimulatedState, examples=int(AT_RANDOM or EXAMPLES), steps=50) >= LEAST_STEPS
+def test_laws_hold_despite_simulated_failures_on_an_in_memory_database() -> None:
+    assert run_examples(SimulatedState, examples=int(RANDOM_EXAMPLES or EXAMPLES), steps=50) >= MIN_STEPS
 
 
-def test_on_postgres_they_hold_as_well(new_database: Callable[[], Server]) -> None:
-    """The same world, with every statement sent to a real server."""
+def test_laws_hold_despite_simulated_failures_on_postgres(new_database: Callable[[], Server]) -> None:
+    """Every statement is sent to a real server."""
 
     class Real(World):
         def new_server(self) -> Server:
             return new_database()
 
-    assert story_of(Real, examples=EXAMPLES_ON_POSTGRES, steps=40) >= 300
+    assert run_examples(Real, examples=EXAMPLES_ON_POSTGRES, steps=40) >= 300

@@ -1,4 +1,4 @@
-"""The table `events` in memory: its rows, unique constraints and indexes."""
+"""The table `events` in memory: how batches become rows, its constraints and its indexes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SEPARATOR = "\x1f"
 _HASH_BYTES = 32
 
 
-class Stored:
-    """Indexes over a log, and the constraints of its table."""
+class EventsTable:
+    """The indexes and constraints of the table."""
 
     def __init__(self, log: Sequence[Recorded]) -> None:
         self.ids: dict[str, int] = {}
@@ -72,7 +72,7 @@ class Stored:
         ]
 
     def check(self, batch: Sequence[Recorded]) -> None:
-        """Refuse what the table's constraints refuse."""
+        """Raise the error of the first constraint that a batch violates."""
         new: set[tuple[str, object]] = set()
         for one in batch:
             if one.caused_by is not None and one.caused_by >= one.position:
@@ -82,7 +82,7 @@ class Stored:
                 unique.add(("key", one.idempotency_key))
             if gmail_id := _gmail_id(one):
                 unique.add(("gmail id", gmail_id))
-            if unique & new or self._knows(one, gmail_id):
+            if unique & new or self._exists(one, gmail_id):
                 raise pg.UniqueViolation(f"{one.stream} {one.version}")
             new |= unique
 
@@ -100,7 +100,7 @@ class Stored:
         """The id of the key that an event destroys."""
         return str(orjson.loads(forgotten.data)["key_id"])
 
-    def _knows(self, one: Recorded, gmail_id: str | None) -> bool:
+    def _exists(self, one: Recorded, gmail_id: str | None) -> bool:
         return (
             one.id in self.ids
             or any(other.version == one.version for other in self._streams.get(one.stream, ()))
