@@ -22,10 +22,10 @@ _LONG = frozenset({"faults", "model", "e2e"})
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell that starts us in the background ignores SIGINT, which our child processes would inherit.
+    # A shell that starts pytest in the background ignores SIGINT, which child processes would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # nohup ignores SIGHUP. We survive one too, but our child processes must get the default handling.
+    # nohup ignores SIGHUP. A handler survives it as well, but child processes get the default handling.
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     config.stash[_SCRATCH] = choose_folder()
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest tests, so that no process has a long test left while the others are idle."""
+    """Run the longest tests first, so that no process still has a long test while the others are idle."""
     items.sort(key=lambda item: not _LONG.intersection(item.path.parts))
 
 
@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _show_faults(terminalreporter: pytest.TerminalReporter) -> None:
     """Show the results of the trials, as in docs/operations.md."""
     # A test's rows are in the report of its teardown, which pytest files under "" if it passed. This code
-    # is not next to those tests, because with several processes the reporting one loads only this file.
+    # is not in tests/faults, because with several processes the reporting one loads only this file.
     reports = terminalreporter.stats.get("", [])
     rows = [Row(*cells) for report in reports for name, cells in report.user_properties if name == PROPERTY]
     if rows:
@@ -62,7 +62,7 @@ def _show_faults(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over the name of the server from a worker, if the tests run in several processes."""
+    """Collect the names of servers from the workers, if the tests run in several processes."""
     node.config.stash[_SERVERS].update(getattr(node, "workeroutput", {}).get("postgres", ()))
 
 
@@ -95,7 +95,7 @@ def database(postgres: PostgresServer, _template: str) -> Iterator[str]:
 
 @pytest.fixture
 def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
-    """The DSN of a second such database, for a test that needs two."""
+    """The DSN of a second such database."""
     with postgres.new_database(template=_template) as dsn:
         yield dsn
 

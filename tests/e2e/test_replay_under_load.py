@@ -1,4 +1,4 @@
-"""`squad replay` beside a service that works: nothing is lost, and readers see no gap."""
+"""`squad replay` during load on the service: nothing is lost, and readers see no gap."""
 
 from __future__ import annotations
 
@@ -32,64 +32,64 @@ async def test_replays_under_load_lose_nothing_and_readers_see_no_gap(
     async with (
         squad_up(dsn=database, program=INSTALLED, SQUAD_DAILY_TOKENS="1000000") as service,
         connected(database) as connection,
-        connected(database) as of_the_reader,
+        connected(database) as reader_connection,
     ):
-        load, reader = Load([service]), Reader(http, service, of_the_reader)
-        await reader.begin()
+        load, reader = Load([service]), Reader(http, service, reader_connection)
+        await reader.prepare()
         reading = asyncio.create_task(reader.read())
         async with load.running():
-            await load.more()
+            await load.wait_for_answers()
             for number in range(REPLAYS):
-                # A column that no answer of the load and no reader depends on, so that there is work to do.
+                # A change for the replay to undo, in a column that neither the load nor the reader reads.
                 await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
-                looks = reader.looks
+                rounds = reader.rounds
                 printed = await finished("replay", "--dsn", database, cwd=tmp_path)
                 assert "into the tables of agents, messages, operations, budgets" in printed
-                await load.more(50)
-                await eventually(lambda looks=looks: reader.looks > looks + 3)  # type: ignore[misc]
-                assert not reading.done(), f"the reader ended at the replay number {number}"
-        reader.enough.set()
+                await load.wait_for_answers(50)
+                await eventually(lambda rounds=rounds: reader.rounds > rounds + 3)  # type: ignore[misc]
+                assert not reading.done(), f"the reader failed during replay {number}"
+        reader.done.set()
         await reading
-        await load.assert_kept(database)
+        await load.assert_log_matches_answers(database)
         assert "WARNING" not in service.story().upper()
     assert await compare(database, SCHEMA) == []
 
 
 class Reader:
-    """Writes now and then, reads all the time, and fails where it does not see what it has seen before."""
+    """Writes and reads all the time; fails if it does not see everything that it has seen before."""
 
     def __init__(
         self, http: aiohttp.ClientSession, service: ServiceProcess, connection: Connection
     ) -> None:
-        self.enough = asyncio.Event()
-        self.looks = 0
+        self.done = asyncio.Event()
+        self.rounds = 0
         self._http = http
         self._connection = connection
         self._url = f"{service.url}/api/v1"
         self._written: list[str] = []
 
-    async def begin(self) -> None:
-        """Says so much, and claims something for good, that a gap would show."""
+    async def prepare(self) -> None:
+        """Send many messages and make a lasting claim, so that a gap would show."""
         for _ in range(MESSAGES):
             await self._write()
         claim = {"agent": "reader", "action": "read", "resources": {"book": "1"}, "ttl_seconds": 3600}
         await self._post("operations", claim)
 
     async def read(self) -> None:
-        """Reads until it is enough."""
-        covered: dict[str, int] = {}
-        while not self.enough.is_set():
+        """Write and read until `done` is set."""
+        positions: dict[str, int] = {}
+        while not self.done.is_set():
             position = await self._write()
-            # What it wrote it can read at once: 504 would mean that the tables stood still for 5 seconds.
+            # Its own write is readable; 504 would mean that the tables did not advance for 5 seconds.
             page = await self._get(f"messages?from_agent=reader&limit=1000&min_position={position}")
             assert [item["id"] for item in page["items"]] == self._written
             assert (await self._get("agents/reader"))["status"] == "active"
             assert len((await self._get("operations?state=active"))["items"]) >= 1
             cursor = await self._connection.execute("SELECT name, position FROM projections")
             for name, reached in await cursor.fetchall():
-                assert reached >= covered.get(name, 0), f"{name} went back"
-                covered[name] = reached
-            self.looks += 1
+                assert reached >= positions.get(name, 0), f"the position of {name} went back"
+                positions[name] = reached
+            self.rounds += 1
 
     async def _write(self) -> int:
         answer = await self._post("messages", {"from_agent": "reader", "message": str(len(self._written))})

@@ -1,4 +1,4 @@
-"""Tests of other folders once more, with payloads that are encrypted: nobody may notice."""
+"""Tests of other folders, repeated with encrypted payloads: their results must be the same."""
 
 from __future__ import annotations
 

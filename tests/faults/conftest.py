@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _rows(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """Adds the test's rows to its report, which gets to the process that shows them."""
+    """Add the test's rows to its report, which is sent to the process that shows them."""
     ROWS.clear()
     yield
     for row in ROWS:
@@ -23,6 +23,6 @@ def _rows(record_property: Callable[[str, object], None]) -> Iterator[None]:
 
 @pytest.fixture
 def data_folder() -> Iterator[Path]:
-    """A folder for an embedded Postgres of the test's own."""
+    """A folder for the test's own embedded Postgres."""
     with new_data_folder() as folder:
         yield folder

@@ -1,4 +1,4 @@
-"""Clocks of a machine that are wrong, or are set: only the database's clock decides anything."""
+"""Wrong or stepped clocks of a machine have no effect: only the database's clock counts."""
 
 from __future__ import annotations
 
@@ -28,62 +28,62 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.faults
 
-AFTER_A_STEP_SECONDS = 5.0
-"""The next round trip puts it right; a listener that lost count of the seconds connects again."""
+RECOVERY_SECONDS = 5.0
+"""The next round trip corrects the clock; a listener whose timeouts are wrong reconnects."""
 
 CLAIM = {"action": "answer", "resources": {"emailId": "contested"}}
-LONG = {"SQUAD_CONFLICT_WINDOW_SECONDS": "600", "SQUAD_OPERATION_TIMEOUT_SECONDS": "900"}
-"""A claim that holds for as long as the test lasts, and not for an hour."""
+LONG_CLAIMS = {"SQUAD_CONFLICT_WINDOW_SECONDS": "600", "SQUAD_OPERATION_TIMEOUT_SECONDS": "900"}
+"""Claims that outlast the test, but not a clock step of an hour."""
 
 
-async def test_clocks_stepped_by_an_hour_on_one_of_two_machines(database: str) -> None:
+async def test_claims_do_not_expire_early_when_one_machines_clocks_step_by_an_hour(database: str) -> None:
     async with (
-        squad_up(dsn=database, data=None, **LONG) as right,
-        squad_up(dsn=database, data=None, program=PROGRAM, **LONG) as wrong,
+        squad_up(dsn=database, data=None, **LONG_CLAIMS) as correct,
+        squad_up(dsn=database, data=None, program=PROGRAM, **LONG_CLAIMS) as stepped,
         connected(database) as connection,
     ):
-        begun = await log.clock(connection)
-        status, claimed = await post(right, "operations", agent="alice", **CLAIM)
+        started_at = await log.clock(connection)
+        status, claimed = await post(correct, "operations", agent="alice", **CLAIM)
         assert status == 201
-        trial = Trial("clocks stepped by an hour", AFTER_A_STEP_SECONDS, Load([right, wrong]))
+        trial = Trial("clocks stepped by an hour", RECOVERY_SECONDS, Load([correct, stepped]))
         async with trial.running():
-            with trial.cause():
-                wrong.send(signal.SIGUSR1)
-                wrong.send(signal.SIGUSR2)
-            await trial.well(right, wrong)
-        assert await refused_by(wrong) == claimed["id"]
-        # Also where nothing is written that would tell it the time.
-        wrong.send(signal.SIGUSR2)
-        await eventually(lambda: checked_by(wrong, claimed["id"]), within_seconds=AFTER_A_STEP_SECONDS)
-        await trial.judge(database)
+            with trial.fault_injection():
+                stepped.send(signal.SIGUSR1)
+                stepped.send(signal.SIGUSR2)
+            await trial.wait_until_recovered(correct, stepped)
+        assert await conflicting_operation(stepped) == claimed["id"]
+        # The offset is also corrected without any write.
+        stepped.send(signal.SIGUSR2)
+        await eventually(lambda: check_reports(stepped, claimed["id"]), within_seconds=RECOVERY_SECONDS)
+        await trial.verify(database)
         events = await whole_log(connection)
-        assert begun - timedelta(minutes=1) < events[0].recorded_at
+        assert started_at - timedelta(minutes=1) < events[0].recorded_at
         assert events[-1].recorded_at <= await log.clock(connection)
-    assert_nothing_ended_early(events)
+    assert_no_claim_expired_early(events)
 
 
-async def refused_by(service: ServiceProcess) -> str:
-    """Whose claim is in bob's way."""
+async def conflicting_operation(service: ServiceProcess) -> str:
+    """The id of the operation with which bob's claim conflicts."""
     status, answer = await post(service, "operations", agent="bob", **CLAIM)
     assert status == 409
     return str(answer["conflict"]["operation_id"])
 
 
-async def checked_by(service: ServiceProcess, operation_id: str) -> bool:
+async def check_reports(service: ServiceProcess, operation_id: str) -> bool:
     status, answer = await post(service, "operations/check", agent="bob", **CLAIM)
     assert status == 200
     return answer["conflict"] is not None and answer["conflict"]["operation_id"] == operation_id
 
 
-def assert_nothing_ended_early(events: Sequence[Recorded]) -> None:
-    until: dict[str, datetime] = {}
+def assert_no_claim_expired_early(events: Sequence[Recorded]) -> None:
+    expires_at: dict[str, datetime] = {}
     for recorded in events:
         match event := codec.decode(recorded):
             case OperationStarted() | OperationRenewed():
-                until[event.operation_id] = event.expires_at
+                expires_at[event.operation_id] = event.expires_at
                 assert event.expires_at - recorded.recorded_at < timedelta(hours=1)
             case OperationExpired():
-                assert recorded.recorded_at >= until[event.operation_id]
+                assert recorded.recorded_at >= expires_at[event.operation_id]
 
 
 async def post(service: ServiceProcess, path: str, **body: Any) -> tuple[int, dict[str, Any]]:

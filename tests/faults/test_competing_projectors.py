@@ -1,4 +1,4 @@
-"""Two services whose projectors both believe themselves the only one: they collide, and do no harm."""
+"""Two services whose projectors both act as the active one collide without harm."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from tests.support.wait import eventually
 pytestmark = pytest.mark.faults
 
 COLLISIONS = 3
-AFTER_A_COLLISION_SECONDS = 10.0
-"""Whoever was overtaken begins anew, after five seconds at most."""
+RECOVERY_SECONDS = 10.0
+"""A projector that was overtaken starts over within five seconds."""
 
 
-async def test_two_projectors_with_one_name(database: str) -> None:
+async def test_two_active_projectors_collide_and_recover(database: str) -> None:
     async with (
         squad_up(dsn=database, program=PROGRAM) as one,
         squad_up(dsn=database, program=PROGRAM) as two,
     ):
-        trial = Trial("two projectors with one name", AFTER_A_COLLISION_SECONDS, Load([one, two]))
+        trial = Trial("two projectors with one name", RECOVERY_SECONDS, Load([one, two]))
         async with trial.running():
-            with trial.cause():
+            with trial.fault_injection():
                 await eventually(
                     lambda: collisions(one) + collisions(two) >= COLLISIONS,
                     within_seconds=60,
                     describe="they collide",
                 )
-            await trial.well(one, two)
-            # Neither has given up.
-            await eventually(lambda: projects(one), within_seconds=AFTER_A_COLLISION_SECONDS)
-            await eventually(lambda: projects(two), within_seconds=AFTER_A_COLLISION_SECONDS)
-        await trial.judge(database)
+            await trial.wait_until_recovered(one, two)
+            # Both are active again.
+            await eventually(lambda: is_active_projector(one), within_seconds=RECOVERY_SECONDS)
+            await eventually(lambda: is_active_projector(two), within_seconds=RECOVERY_SECONDS)
+        await trial.verify(database)
 
 
 def collisions(service: ServiceProcess) -> int:
     return sum("the projector starts over" in line for line in service.log_lines())
 
 
-async def projects(service: ServiceProcess) -> bool:
+async def is_active_projector(service: ServiceProcess) -> bool:
     return await service.metric("squad_projector_active") == 1

@@ -1,4 +1,4 @@
-"""Somebody else keeps the database busy, with locks or a long transaction: it says so, and waits."""
+"""The service waits and recovers when other sessions hold locks or a long transaction."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 HELD_SECONDS = 6.0
-"""Longer than anybody waits for a lock, which is five seconds."""
+"""Longer than the lock timeout of five seconds."""
 
 NOTICED_WITHIN_SECONDS = 5.0
-"""The log's lock is missed after three seconds; a probe of the tables takes two."""
+"""Waiting for the log's lock is reported after three seconds; a probe of the tables takes two."""
 
-AFTER_A_LOCK_SECONDS = 5.0
-"""Who waits for the lock gets it at once; who has just given up tries again after two seconds at most."""
+RECOVERY_SECONDS = 5.0
+"""A waiter gets the lock at once; one that has just timed out retries within two seconds."""
 
 
 @pytest.mark.parametrize(
@@ -41,55 +41,57 @@ AFTER_A_LOCK_SECONDS = 5.0
         ),
     ],
 )
-async def test_an_idle_transaction_that_holds_what_is_needed(
+async def test_service_recovers_from_an_idle_transaction_that_holds_a_lock(
     database: str, what: str, statement: str
 ) -> None:
     async with squad_up(dsn=database) as service, connected(database) as idle:
         await idle.execute("SET idle_in_transaction_session_timeout = 0")
         trial = Trial(
             f"an idle transaction holds {what} for {HELD_SECONDS:g} s",
-            AFTER_A_LOCK_SECONDS,
+            RECOVERY_SECONDS,
             Load([service]),
         )
         async with trial.running():
-            with trial.cause():
+            with trial.fault_injection():
                 await idle.execute("BEGIN")
                 await idle.execute(statement.encode())
                 await eventually(service.is_not_ready, within_seconds=NOTICED_WITHIN_SECONDS)
-                # So long is what is tested.
+                # The duration is what is tested.
                 await asyncio.sleep(HELD_SECONDS)
                 await idle.execute("ROLLBACK")
-            await trial.well(service)
-        await trial.judge(database)
+            await trial.wait_until_recovered(service)
+        await trial.verify(database)
 
 
-async def test_a_long_transaction_in_another_database(database: str, postgres: PostgresServer) -> None:
-    """It has a snapshot and a number of its own, listens, and has said something that is not committed."""
+async def test_long_transaction_in_another_database_blocks_neither_writes_nor_vacuum(
+    database: str, postgres: PostgresServer
+) -> None:
+    """The transaction has a snapshot and a transaction id, listens, and has an uncommitted NOTIFY."""
     async with (
         squad_up(dsn=database) as service,
         connected(postgres.dsn, "public") as stranger,
-        connected(database) as elsewhere,
+        connected(database) as connection,
     ):
-        trial = Trial("a long transaction in another database", AFTER_A_LOCK_SECONDS, Load([service]))
+        trial = Trial("a long transaction in another database", RECOVERY_SECONDS, Load([service]))
         async with trial.running():
-            with trial.cause():
+            with trial.fault_injection():
                 await stranger.execute("SET idle_in_transaction_session_timeout = 0")
                 await stranger.execute("LISTEN gossip")
                 await stranger.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                 await stranger.execute("CREATE TEMPORARY TABLE scratch AS SELECT 1 AS n")
                 await stranger.execute("NOTIFY gossip, 'psst'")
-            await trial.well(service)
-        await trial.judge(database)
-        # What the projector rewrites all the time can be cleared away in spite of it.
-        assert await rows_that_vacuum_must_leave(elsewhere) == 0
+            await trial.wait_until_recovered(service)
+        await trial.verify(database)
+        # Vacuum can still remove the dead rows that the projector leaves all the time.
+        assert await dead_rows_kept_by_vacuum(connection) == 0
         await stranger.execute("ROLLBACK")
 
 
-async def rows_that_vacuum_must_leave(connection: Connection) -> int:
-    """How many dead rows of `projections` somebody may still want to see, after a vacuum."""
-    said: list[str] = []
-    connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+async def dead_rows_kept_by_vacuum(connection: Connection) -> int:
+    """The number of dead rows of `projections` that a vacuum cannot remove yet."""
+    notices: list[str] = []
+    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     await connection.execute("VACUUM (VERBOSE) projections")
-    found = re.findall(r"(\d+) are dead but not yet removable", "\n".join(said))
+    found = re.findall(r"(\d+) are dead but not yet removable", "\n".join(notices))
     assert found
     return sum(map(int, found))

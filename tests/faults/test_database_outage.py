@@ -1,4 +1,4 @@
-"""The database is away, or the way to it: what was acknowledged is there, and all goes on by itself."""
+"""The service recovers from outages of the database and its network, and loses no acknowledged write."""
 
 from __future__ import annotations
 
@@ -25,85 +25,87 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 OUTAGE_SECONDS = 30.0
-"""Longer than anybody waits: callers are sent away after 20 seconds, round trips are cut after 10."""
+"""Longer than all timeouts: 20 seconds for callers, 10 for round trips."""
 assert OUTAGE_SECONDS > SUBMIT_TIMEOUT_SECONDS
 
-SWALLOWED_SECONDS = 12.0
-"""Longer than a round trip may take, so that every one is given up while it is on its way."""
+PARTITION_SECONDS = 12.0
+"""Longer than the timeout of a round trip, so that all those in flight are given up."""
 
-AFTER_AN_OUTAGE_SECONDS = 10.0
-"""The longest wait between two attempts, five seconds, and a heartbeat."""
+OUTAGE_RECOVERY_SECONDS = 10.0
+"""The longest backoff, five seconds, plus a heartbeat."""
 
-AFTER_A_CUT_SECONDS = 5.0
-"""The first attempts succeed."""
+CUT_RECOVERY_SECONDS = 5.0
+"""The first retries succeed."""
 
 TERMINATIONS = 10
-EVICTION_STEPS = 9
+CUTS = 9
 
 
-async def test_postgres_gone_for_longer_than_callers_wait(data_folder: Path) -> None:
+async def test_service_recovers_from_an_outage_longer_than_callers_wait(data_folder: Path) -> None:
     async with server_in(data_folder) as dsn, squad_up(dsn=dsn) as service:
         trial = Trial(
-            f"Postgres stopped for {OUTAGE_SECONDS:g} s", AFTER_AN_OUTAGE_SECONDS, Load([service])
+            f"Postgres stopped for {OUTAGE_SECONDS:g} s", OUTAGE_RECOVERY_SECONDS, Load([service])
         )
         server = Cluster(data_folder / "postgres")
         async with trial.running():
-            with trial.cause():
+            with trial.fault_injection():
                 await asyncio.to_thread(server.stop)
                 await eventually(service.is_not_ready)
-                await waited(OUTAGE_SECONDS)
+                await fault_lasts(OUTAGE_SECONDS)
                 await asyncio.to_thread(server.ensure_running)
-            await trial.well(service)
-        await trial.judge(dsn)
+            await trial.wait_until_recovered(service)
+        await trial.verify(dsn)
 
 
-async def test_every_backend_ended_at_random_moments(database: str) -> None:
+async def test_service_recovers_when_all_backends_are_terminated_at_random(database: str) -> None:
     random = Random(11)
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        trial = Trial(f"every connection ended, {TERMINATIONS} times", AFTER_A_CUT_SECONDS, Load([service]))
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        trial = Trial(
+            f"every connection ended, {TERMINATIONS} times", CUT_RECOVERY_SECONDS, Load([service])
+        )
         async with trial.running():
             for _ in range(TERMINATIONS):
-                await waited(random.uniform(0.0, 0.5))
-                with trial.cause():
-                    assert await terminate(elsewhere, "squad %") > 0
-            await trial.well(service)
-        await eventually(lambda: lock_is_free(elsewhere))
-        await trial.judge(database)
+                await fault_lasts(random.uniform(0.0, 0.5))
+                with trial.fault_injection():
+                    assert await terminate(connection, "squad %") > 0
+            await trial.wait_until_recovered(service)
+        await eventually(lambda: lock_is_free(connection))
+        await trial.verify(database)
 
 
-async def test_commits_whose_answer_never_comes(database: str) -> None:
-    """Before the request, behind it, and on its way to arrive later, in turn."""
+async def test_service_recovers_when_connections_break_around_commits(database: str) -> None:
+    """In turn: after the commit, before the request arrives, and with the request arriving late."""
     async with Proxy(database).running() as proxy, squad_up(dsn=proxy.dsn) as service:
         trial = Trial(
-            f"connection cut around a COMMIT, {EVICTION_STEPS} times", AFTER_A_CUT_SECONDS, Load([service])
+            f"connection cut around a COMMIT, {CUTS} times", CUT_RECOVERY_SECONDS, Load([service])
         )
-        ways = cycle((proxy.cut_after_answer, proxy.cut_before, proxy.hold))
+        rules = cycle((proxy.cut_after_answer, proxy.cut_before, proxy.hold))
         async with trial.running():
-            for way, _ in zip(ways, range(EVICTION_STEPS), strict=False):
-                with trial.cause():
-                    cut = way(b"message_sent")
+            for rule, _ in zip(rules, range(CUTS), strict=False):
+                with trial.fault_injection():
+                    cut = rule(b"message_sent")
                     await eventually(cut.happened.is_set)
-                await trial.well(service)
-                if way == proxy.hold:
+                await trial.wait_until_recovered(service)
+                if rule == proxy.hold:
                     await cut.release()
-        await trial.judge(database)
+        await trial.verify(database)
 
 
-async def test_a_network_that_swallows_everything(database: str) -> None:
+async def test_service_recovers_from_a_network_partition(database: str) -> None:
     async with Proxy(database).running() as proxy, squad_up(dsn=proxy.dsn) as service:
         trial = Trial(
-            f"network swallows everything for {SWALLOWED_SECONDS:g} s",
-            AFTER_AN_OUTAGE_SECONDS,
+            f"network swallows everything for {PARTITION_SECONDS:g} s",
+            OUTAGE_RECOVERY_SECONDS,
             Load([service]),
         )
         async with trial.running():
-            with trial.cause(), proxy.swallowing():
+            with trial.fault_injection(), proxy.partitioned():
                 await eventually(service.is_not_ready)
-                await waited(SWALLOWED_SECONDS)
-            await trial.well(service)
-        await trial.judge(database)
+                await fault_lasts(PARTITION_SECONDS)
+            await trial.wait_until_recovered(service)
+        await trial.verify(database)
 
 
-async def waited(seconds: float) -> None:
-    """Lets the fault last, which is what is tested."""
+async def fault_lasts(seconds: float) -> None:
+    """Let the fault last for a time; its duration is what is tested."""
     await asyncio.sleep(seconds)

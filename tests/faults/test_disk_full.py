@@ -1,4 +1,4 @@
-"""Postgres has no space left: nothing acknowledged is lost, and with space all goes on by itself."""
+"""The service recovers when a full disk has space again, and loses no acknowledged write."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ pytestmark = pytest.mark.faults
 MEBIBYTES = 160
 """A new cluster takes about sixty."""
 
-AFTER_SPACE_SECONDS = 5.0
-"""The writer tries again every two seconds."""
+RECOVERY_SECONDS = 5.0
+"""The writer retries every two seconds."""
 
-AFTER_A_PANIC_SECONDS = 25.0
-"""A server that gave up is started again at least every fifteen seconds, and recovers."""
+PANIC_RECOVERY_SECONDS = 25.0
+"""A server that has exited is restarted within fifteen seconds, and then recovers."""
 
 
-async def test_no_space_for_the_log(data_folder: Path) -> None:
+async def test_service_recovers_when_tables_run_out_of_space(data_folder: Path) -> None:
     with small_disk(data_folder, MEBIBYTES):
         async with squad_up(data=data_folder) as service:
-            trial = Trial("no space left for tables", AFTER_SPACE_SECONDS, Load([service]))
+            trial = Trial("no space left for tables", RECOVERY_SECONDS, Load([service]))
             async with trial.running():
-                with trial.cause(), filled(data_folder):
+                with trial.fault_injection(), filled(data_folder):
                     await eventually(service.is_not_ready)
-                await trial.well(service)
+                await trial.wait_until_recovered(service)
             async with server_in(data_folder) as dsn:
-                await trial.judge(dsn)
+                await trial.verify(dsn)
 
 
-async def test_no_space_for_what_makes_it_durable(data_folder: Path) -> None:
-    """Postgres then gives up altogether, and cannot start again before there is space."""
+async def test_service_recovers_when_the_write_ahead_log_runs_out_of_space(data_folder: Path) -> None:
+    """Postgres then panics, and cannot restart before there is space."""
     with small_disk(data_folder, MEBIBYTES):
         async with squad_up(data=data_folder) as service, server_in(data_folder) as dsn:
-            trial = Trial("no space left for the write-ahead log", AFTER_A_PANIC_SECONDS, Load([service]))
+            trial = Trial("no space left for the write-ahead log", PANIC_RECOVERY_SECONDS, Load([service]))
             pid = postmaster_pid(data_folder)
             async with trial.running():
-                with trial.cause(), filled(data_folder):
+                with trial.fault_injection(), filled(data_folder):
                     with contextlib.suppress(psycopg.Error, StoreUnavailable):
                         async with connected(dsn) as connection:
                             while True:
                                 await connection.execute("SELECT pg_switch_wal()")
                     await eventually(lambda: postmaster_pid(data_folder) != pid)
                     await eventually(service.is_not_ready)
-                await trial.well(service)
-            await trial.judge(dsn)
+                await trial.wait_until_recovered(service)
+            await trial.verify(dsn)

@@ -1,4 +1,4 @@
-"""Listeners whose backend ends or stops: heard again in seconds, and nothing missed meanwhile."""
+"""Listeners whose backend ends or stops reconnect within seconds and miss nothing."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 
-async def test_what_is_appended_after_the_backend_was_ended_shows_within_2_seconds(database: str) -> None:
+async def test_events_are_projected_within_2_seconds_after_the_listener_loses_its_backend(
+    database: str,
+) -> None:
     async with (
         running_listener(database) as listener,
         running(Projector(database, "squad", listener.events).run()),
         connected(database) as connection,
     ):
-        scribe = LogWriter(connection)
-        await scribe.append(joined("alice"))
+        log_writer = LogWriter(connection)
+        await log_writer.append(joined("alice"))
         await eventually(partial(projected_to_head, database))
         for _ in range(3):
             assert await terminate(connection, "squad listener") == 1
-            await scribe.append(said("while nobody listens"))
+            await log_writer.append(said("while nobody listens"))
             await eventually(partial(projected_to_head, database), within_seconds=2)
             await eventually(lambda: listener.hearing)
         assert listener.reconnects == 3
 
 
 @contextlib.contextmanager
-def _stopped(pid: int) -> Iterator[None]:
-    """Stops a server process of this machine; skips where it cannot be reached."""
+def _suspended(pid: int) -> Iterator[None]:
+    """Suspend a server process of this machine, or skip the test if it cannot be signalled."""
     try:
         if not psutil.Process(pid).name().startswith("postgres"):
             raise ProcessLookupError
@@ -57,12 +59,12 @@ def _stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_backend_that_was_stopped_is_replaced_within_15_seconds(database: str) -> None:
+async def test_suspended_backend_is_replaced_within_15_seconds(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         (pid,) = await backends(connection, "squad listener")
-        with _stopped(pid):
-            begun = monotonic()
+        with _suspended(pid):
+            started = monotonic()
             await eventually(lambda: listener.reconnects > 0 and listener.hearing, within_seconds=15)
-            left = 15 - (monotonic() - begun)
+            remaining = 15 - (monotonic() - started)
             await LogWriter(connection).append(said("heard by the new one"))
-            await eventually(lambda: listener.events.position == 1, within_seconds=left)
+            await eventually(lambda: listener.events.position == 1, within_seconds=remaining)

@@ -1,6 +1,6 @@
-"""A pooler in transaction mode stands between: what works, and what is said where it cannot.
+"""A pooler between the service and its database: what works, and what is reported where it does not.
 
-Debian's pgbouncer as it is installed, with no setting made for our sake.
+The pooler is Debian's pgbouncer with its default settings.
 """
 
 from __future__ import annotations
@@ -24,86 +24,90 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.faults
 
-AFTER_A_KILL_SECONDS = 5.0
-"""The first attempts succeed."""
+RECOVERY_SECONDS = 5.0
+"""The first retries succeed."""
 
 NOTICED_WITHIN_SECONDS = 10.0
-"""A heartbeat, and the wait for it."""
+"""The interval and the timeout of heartbeats."""
 
 KILLS = 3
 
 
-async def make_settings_the_roles_own(dsn: str, refusal: str) -> None:
-    """Does what a refused start says is to be done."""
-    statements = set(re.findall(r"""ALTER ROLE "\w+" IN DATABASE "\w+" SET "\w+" = '\w+'""", refusal))
-    assert len(statements) >= 4, refusal
+async def apply_suggested_role_settings(dsn: str, output: str) -> None:
+    """Execute the statements that a failed start suggests."""
+    statements = set(re.findall(r"""ALTER ROLE "\w+" IN DATABASE "\w+" SET "\w+" = '\w+'""", output))
+    assert len(statements) >= 4, output
     async with connected(dsn) as connection:
         for statement in statements:
             await connection.execute(statement.encode())
 
 
-async def test_with_a_listener_dsn_all_works_and_goes_on_after_the_pooler_was_killed(database: str) -> None:
-    async with pooler(database) as between:
-        refusal = await refused_start(dsn=between.dsn, SQUAD_LISTEN_DSN=database)
-        assert "the connection goes through a pooler" in refusal
-        await make_settings_the_roles_own(database, refusal)
-        # It hands out server connections that know nothing of it yet.
-        between.kill()
-        await between.start()
-        async with squad_up(dsn=between.dsn, SQUAD_LISTEN_DSN=database) as service:
+async def test_service_with_a_direct_listen_dsn_recovers_when_the_pooler_is_killed(database: str) -> None:
+    async with pooler(database) as pgbouncer:
+        output = await refused_start(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=database)
+        assert "the connection goes through a pooler" in output
+        await apply_suggested_role_settings(database, output)
+        # The pooler still has server connections without these settings.
+        pgbouncer.kill()
+        await pgbouncer.start()
+        async with squad_up(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=database) as service:
             trial = Trial(
                 f"pgbouncer in transaction mode, kill -9 of it {KILLS} times",
-                AFTER_A_KILL_SECONDS,
+                RECOVERY_SECONDS,
                 Load([service]),
             )
             async with trial.running():
                 for _ in range(KILLS):
-                    with trial.cause():
-                        between.kill()
-                        await between.start()
-                    await trial.well(service)
-            await trial.judge(database)
+                    with trial.fault_injection():
+                        pgbouncer.kill()
+                        await pgbouncer.start()
+                    await trial.wait_until_recovered(service)
+            await trial.verify(database)
     async with connected(database) as connection:
         cursor = await connection.execute("SELECT to_regclass('public.events')")
         assert await cursor.fetchone() == (None,)
 
 
-async def test_without_a_listener_dsn_it_says_what_is_missing_and_does_not_start(database: str) -> None:
-    async with pooler(database) as between:
-        refusal = await refused_start(dsn=between.dsn)
-    assert "SQUAD_DSN leads through a pooler" in refusal
-    assert "SQUAD_LISTEN_DSN" in refusal
-    assert "ALTER ROLE" in refusal
+async def test_start_through_a_pooler_fails_with_instructions_when_there_is_no_listen_dsn(
+    database: str,
+) -> None:
+    async with pooler(database) as pgbouncer:
+        output = await refused_start(dsn=pgbouncer.dsn)
+    assert "SQUAD_DSN leads through a pooler" in output
+    assert "SQUAD_LISTEN_DSN" in output
+    assert "ALTER ROLE" in output
 
 
-async def test_a_listener_dsn_that_leads_through_the_pooler_too_is_found_out(database: str) -> None:
-    """Commands are carried out all the same, and nobody is told that all is well."""
-    async with pooler(database) as between:
-        refusal = await refused_start(dsn=between.dsn, SQUAD_LISTEN_DSN=between.dsn)
-        await make_settings_the_roles_own(database, refusal)
-        between.kill()
-        await between.start()
-        async with squad_up(dsn=between.dsn, SQUAD_LISTEN_DSN=between.dsn) as service:
+async def test_listen_dsn_that_leads_through_the_pooler_is_detected(database: str) -> None:
+    """Commands are carried out nevertheless, but the service reports that it is not ready."""
+    async with pooler(database) as pgbouncer:
+        output = await refused_start(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=pgbouncer.dsn)
+        await apply_suggested_role_settings(database, output)
+        pgbouncer.kill()
+        await pgbouncer.start()
+        async with squad_up(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=pgbouncer.dsn) as service:
             load = Load([service])
             async with load.running(clients=4):
-                await load.more(50)
-                await eventually(lambda: is_told_why(service), within_seconds=NOTICED_WITHIN_SECONDS)
-                await load.more(50)
-            await load.assert_kept(database)
+                await load.wait_for_answers(50)
+                await eventually(
+                    lambda: listener_reports_the_pooler(service), within_seconds=NOTICED_WITHIN_SECONDS
+                )
+                await load.wait_for_answers(50)
+            await load.assert_log_matches_answers(database)
 
 
-async def test_a_pooler_that_keeps_sessions_may_be_named_as_the_listener_dsn(database: str) -> None:
-    async with pooler(database, mode="session") as between:
-        refusal = await refused_start(dsn=between.dsn)
-        assert "one through a pooler that keeps sessions" in refusal
-        await make_settings_the_roles_own(database, refusal)
-        between.kill()
-        await between.start()
-        async with squad_up(dsn=between.dsn, SQUAD_LISTEN_DSN=between.dsn) as service:
+async def test_listen_dsn_may_lead_through_a_pooler_in_session_mode(database: str) -> None:
+    async with pooler(database, mode="session") as pgbouncer:
+        output = await refused_start(dsn=pgbouncer.dsn)
+        assert "one through a pooler that keeps sessions" in output
+        await apply_suggested_role_settings(database, output)
+        pgbouncer.kill()
+        await pgbouncer.start()
+        async with squad_up(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=pgbouncer.dsn) as service:
             await eventually(service.is_ready, within_seconds=NOTICED_WITHIN_SECONDS)
 
 
-async def is_told_why(service: ServiceProcess) -> bool:
+async def listener_reports_the_pooler(service: ServiceProcess) -> bool:
     async with aiohttp.request("GET", f"{service.url}/readyz") as response:
         listener: dict[str, Any] = json.loads(await response.read())["checks"]["listener"]
     return not listener["ok"] and "goes through a pooler" in (listener["problem"] or "")

@@ -1,4 +1,4 @@
-"""A service one of whose backends ends, or stands still: it notices, and nothing is lost by it."""
+"""A service whose backends end or are suspended: it detects this and loses nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.log import LogWriter, joined, said
 from tests.support.parts import backends, connected, terminate
 from tests.support.process import squad_up
 from tests.support.proxy import Proxy
-from tests.support.signals import backend_process, stopped
+from tests.support.signals import backend_process, suspended
 from tests.support.trial import Trial
 from tests.support.wait import eventually
 
@@ -22,144 +22,151 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.faults
 
-SHOWN_WITHIN_SECONDS = 2.0
-"""After a lost connection: one of the listener's first attempts succeeds."""
+PROJECTED_WITHIN_SECONDS = 2.0
+"""After a lost connection: one of the listener's first retries succeeds."""
 
-HEARD_AGAIN_WITHIN_SECONDS = 15.0
-"""After a stopped backend: two heartbeats and an attempt."""
+LISTENER_REPLACED_WITHIN_SECONDS = 15.0
+"""After its backend is suspended: two heartbeats and a retry."""
 
 ANSWERED_WITHIN_SECONDS = 15.0
-"""After the writer's backend stopped: a round trip is given up after 10 seconds."""
+"""After the writer's backend is suspended: a round trip is given up after 10 seconds."""
 
 
-async def test_what_is_appended_after_the_listener_lost_its_backend_is_in_the_table_in_two_seconds(
+async def test_events_are_projected_within_2_seconds_after_the_listener_loses_its_backend(
     database: str,
 ) -> None:
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        scribe = await listened_to(service, elsewhere)
-        assert await terminate(elsewhere, "squad listener") == 1
-        (message,) = await scribe.append(said("is anybody there?"))
-        await eventually(lambda: is_shown(elsewhere, message.position), within_seconds=SHOWN_WITHIN_SECONDS)
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        log_writer = await start_following(service, connection)
+        assert await terminate(connection, "squad listener") == 1
+        (message,) = await log_writer.append(said("is anybody there?"))
+        await eventually(
+            lambda: is_projected(connection, message.position), within_seconds=PROJECTED_WITHIN_SECONDS
+        )
 
 
-async def test_what_is_appended_while_the_listener_is_deaf_is_in_the_table_and_the_listener_is_replaced(
+async def test_events_are_projected_while_a_suspended_listener_is_being_replaced(
     database: str,
 ) -> None:
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        scribe = await listened_to(service, elsewhere)
-        (pid,) = await backends(elsewhere, "squad listener")
-        with stopped(backend_process(database, pid)):
-            (message,) = await scribe.append(said("is anybody there?"))
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        log_writer = await start_following(service, connection)
+        (pid,) = await backends(connection, "squad listener")
+        with suspended(backend_process(database, pid)):
+            (message,) = await log_writer.append(said("is anybody there?"))
             await eventually(
-                lambda: is_shown(elsewhere, message.position), within_seconds=HEARD_AGAIN_WITHIN_SECONDS
+                lambda: is_projected(connection, message.position),
+                within_seconds=LISTENER_REPLACED_WITHIN_SECONDS,
             )
             await eventually(
-                lambda: has_another_listener(service, elsewhere, pid),
-                within_seconds=HEARD_AGAIN_WITHIN_SECONDS,
+                lambda: has_another_listener(service, connection, pid),
+                within_seconds=LISTENER_REPLACED_WITHIN_SECONDS,
             )
 
 
-async def test_all_goes_on_while_the_listeners_backend_stands_still(database: str) -> None:
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        await eventually(lambda: is_heard(service))
-        (pid,) = await backends(elsewhere, "squad listener")
-        trial = Trial("SIGSTOP of the listener's backend", HEARD_AGAIN_WITHIN_SECONDS, Load([service]))
+async def test_service_recovers_while_the_listeners_backend_is_suspended(database: str) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        await eventually(lambda: is_listening(service))
+        (pid,) = await backends(connection, "squad listener")
+        trial = Trial(
+            "SIGSTOP of the listener's backend", LISTENER_REPLACED_WITHIN_SECONDS, Load([service])
+        )
         async with trial.running():
-            with trial.cause():
-                standing_still = stopped(backend_process(database, pid))
-            # It stays so: the service has to find out, and to help itself.
-            with standing_still:
+            with trial.fault_injection():
+                suspension = suspended(backend_process(database, pid))
+            # The backend stays suspended: the service must detect this and recover by itself.
+            with suspension:
                 await eventually(
-                    lambda: has_another_listener(service, elsewhere, pid),
-                    within_seconds=HEARD_AGAIN_WITHIN_SECONDS,
+                    lambda: has_another_listener(service, connection, pid),
+                    within_seconds=LISTENER_REPLACED_WITHIN_SECONDS,
                 )
-                await trial.well(service)
-        await trial.judge(database)
+                await trial.wait_until_recovered(service)
+        await trial.verify(database)
 
 
-async def test_all_goes_on_while_the_listeners_network_swallows_everything(database: str) -> None:
-    """It is half open: neither end is told anything."""
+async def test_service_recovers_from_a_partition_of_the_listeners_network(database: str) -> None:
+    """The connection is half-open: neither end learns that the other is unreachable."""
     async with (
         Proxy(database).running() as proxy,
         squad_up(dsn=database, SQUAD_LISTEN_DSN=proxy.dsn) as service,
-        connected(database) as elsewhere,
+        connected(database) as connection,
     ):
         await eventually(service.is_ready)
         trial = Trial(
-            "network swallows what the listener hears", HEARD_AGAIN_WITHIN_SECONDS, Load([service])
+            "network swallows what the listener hears", LISTENER_REPLACED_WITHIN_SECONDS, Load([service])
         )
         async with trial.running():
-            with trial.cause(), proxy.swallowing():
-                await eventually(service.is_not_ready, within_seconds=HEARD_AGAIN_WITHIN_SECONDS)
-                answer = await say(service, "is anybody there?")
-                await eventually(lambda: is_shown(elsewhere, answer), within_seconds=SHOWN_WITHIN_SECONDS)
-            await trial.well(service)
-        await trial.judge(database)
+            with trial.fault_injection(), proxy.partitioned():
+                await eventually(service.is_not_ready, within_seconds=LISTENER_REPLACED_WITHIN_SECONDS)
+                position = await send_message(service, "is anybody there?")
+                await eventually(
+                    lambda: is_projected(connection, position), within_seconds=PROJECTED_WITHIN_SECONDS
+                )
+            await trial.wait_until_recovered(service)
+        await trial.verify(database)
 
 
-async def say(service: ServiceProcess, text: str) -> int:
-    """Has the service send a message; returns its position."""
+async def send_message(service: ServiceProcess, text: str) -> int:
+    """Send a message through the service; return its position."""
     body = {"from_agent": "alice", "message": text}
     async with aiohttp.request("POST", f"{service.url}/api/v1/messages", json=body) as response:
         position: int = (await response.json())["position"]
         return position
 
 
-async def test_commands_are_answered_again_while_the_writers_backend_stands_still(database: str) -> None:
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        (pid,) = await backends(elsewhere, "squad writer")
+async def test_commands_are_answered_while_the_writers_idle_backend_is_suspended(database: str) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        (pid,) = await backends(connection, "squad writer")
         load = Load([service])
-        # It stops before it is asked for anything, so that it does not take the log's lock with it.
-        with stopped(backend_process(database, pid)):
+        # It is suspended while idle, so that it does not hold the log's lock.
+        with suspended(backend_process(database, pid)):
             async with load.running():
-                await load.more(within_seconds=ANSWERED_WITHIN_SECONDS)
-        # It has carried on by now, with the batch that it was sent. That one came back another way.
-        await eventually(lambda: has_ended(elsewhere, pid))
-        await load.assert_kept(database)
+                await load.wait_for_answers(within_seconds=ANSWERED_WITHIN_SECONDS)
+        # The resumed backend has its own copy of the batch, which must not be appended a second time.
+        await eventually(lambda: has_ended(connection, pid))
+        await load.assert_log_matches_answers(database)
 
 
-async def test_commands_are_answered_again_after_the_writers_backend_stood_still_in_a_batch(
+async def test_commands_are_answered_after_the_writers_backend_was_suspended_under_load(
     database: str,
 ) -> None:
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        (pid,) = await backends(elsewhere, "squad writer")
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        (pid,) = await backends(connection, "squad writer")
         trial = Trial("SIGSTOP of the writer's backend", ANSWERED_WITHIN_SECONDS, Load([service]))
         async with trial.running():
-            with trial.cause(), stopped(backend_process(database, pid)):
-                # It may hold the log's lock, which is nobody else's to take.
+            with trial.fault_injection(), suspended(backend_process(database, pid)):
+                # It may hold the log's lock, so that nobody else can get it.
                 await eventually(
-                    lambda: has_other_writer(elsewhere, pid), within_seconds=ANSWERED_WITHIN_SECONDS
+                    lambda: has_another_writer(connection, pid), within_seconds=ANSWERED_WITHIN_SECONDS
                 )
-            await trial.well(service)
-        await trial.judge(database)
+            await trial.wait_until_recovered(service)
+        await trial.verify(database)
 
 
-async def listened_to(service: ServiceProcess, connection: Connection) -> LogWriter:
-    """Waits until the service hears and projects; gives somebody who appends without it."""
-    scribe = LogWriter(connection)
-    await scribe.catch_up()
-    (agent,) = await scribe.append(joined("alice"))
-    await eventually(lambda: is_heard(service))
-    (message,) = await scribe.append(said("hello"))
+async def start_following(service: ServiceProcess, connection: Connection) -> LogWriter:
+    """Wait until the service listens and projects; return a writer that appends independently of it."""
+    log_writer = LogWriter(connection)
+    await log_writer.catch_up()
+    (agent,) = await log_writer.append(joined("alice"))
+    await eventually(lambda: is_listening(service))
+    (message,) = await log_writer.append(said("hello"))
     assert agent.position < message.position
-    await eventually(lambda: is_shown(connection, message.position))
-    return scribe
+    await eventually(lambda: is_projected(connection, message.position))
+    return log_writer
 
 
-async def is_heard(service: ServiceProcess) -> bool:
+async def is_listening(service: ServiceProcess) -> bool:
     return await service.metric("squad_listener_hearing") == 1
 
 
-async def is_shown(connection: Connection, position: int) -> bool:
+async def is_projected(connection: Connection, position: int) -> bool:
     cursor = await connection.execute("SELECT 1 FROM squad_messages WHERE position = %s", (position,))
     return await cursor.fetchone() is not None
 
 
 async def has_another_listener(service: ServiceProcess, connection: Connection, pid: int) -> bool:
-    return await is_heard(service) and set(await backends(connection, "squad listener")) != {pid}
+    return await is_listening(service) and set(await backends(connection, "squad listener")) != {pid}
 
 
-async def has_other_writer(connection: Connection, pid: int) -> bool:
+async def has_another_writer(connection: Connection, pid: int) -> bool:
     return bool(set(await backends(connection, "squad writer")) - {pid})
 
 

@@ -1,4 +1,4 @@
-"""Processes that write, forget and are killed at it: nothing is sealed in vain, and nothing comes back."""
+"""Processes that are killed while they encrypt and forget: no event loses its key, no data comes back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SUBJECT = "so very angry"
 _BACKOFF_SECONDS = 0.05
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
-_DIES_BEFORE_THE_APPEND = """
+_KILLED_BEFORE_THE_APPEND = """
 import asyncio, os, signal, sys
 from eventstore import log
 from service import commands as do
@@ -54,12 +54,12 @@ asyncio.run(work())
 """
 
 
-@pytest.mark.parametrize("way", ["in one trip", "contended"])
-async def test_a_process_killed_between_its_keys_and_its_events_leaves_nothing_but_keys(
-    database: str, way: str
+@pytest.mark.parametrize("path", ["in one trip", "contended"])
+async def test_process_killed_between_storing_keys_and_appending_leaves_only_orphaned_keys(
+    database: str, path: str
 ) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _DIES_BEFORE_THE_APPEND, database, ADDRESS, way
+        sys.executable, "-c", _KILLED_BEFORE_THE_APPEND, database, ADDRESS, path
     )
     assert await process.wait() == -9
     async with connected(database) as connection:
@@ -75,41 +75,43 @@ async def test_a_process_killed_between_its_keys_and_its_events_leaves_nothing_b
     await assert_log_is_sound(database)
 
 
-async def test_what_is_sealed_outlives_the_end_of_postgres_and_of_the_service(data_folder: Path) -> None:
+async def test_encrypted_events_survive_kills_of_postgres_and_of_the_service(data_folder: Path) -> None:
     async with squad_up(data=data_folder, SQUAD_ENCRYPT_PAYLOADS="true") as service:
         load = Load([service])
         async with load.running(16):
-            await load.more()
+            await load.wait_for_answers()
             kill_postmaster(data_folder)
-            await load.more()
+            await load.wait_for_answers()
             await service.kill()
             await service.start()
-            await load.more()
-        await load.assert_answers_stand()
+            await load.wait_for_answers()
+        await load.assert_retries_get_same_answers()
         async with server_in(data_folder) as dsn:
-            await load.assert_kept(dsn)
+            await load.assert_log_matches_answers(dsn)
             assert await assert_keys_were_used_in_time(dsn) > 100
 
 
-async def test_processes_write_and_forget_the_same_sender_while_one_is_killed(database: str) -> None:
+async def test_kill_of_a_process_that_writes_and_forgets_a_sender_leaves_no_personal_data(
+    database: str,
+) -> None:
     async with (
         squad_up(dsn=database, SQUAD_ENCRYPT_PAYLOADS="true") as one,
         squad_up(dsn=database, SQUAD_ENCRYPT_PAYLOADS="true") as other,
         aiohttp.ClientSession(timeout=_TIMEOUT) as session,
     ):
         counts: Counter[str] = Counter()
-        ending = asyncio.Event()
+        stopping = asyncio.Event()
         tasks = [
-            asyncio.create_task(work(session, service, ending, counts))
+            asyncio.create_task(work(session, service, stopping, counts))
             for service in (one, other)
             for work in (_write, _forget)
         ]
-        await _more(counts)
+        await _wait_for_more(counts)
         await one.kill()
-        await _more(counts)
+        await _wait_for_more(counts)
         await one.start()
-        await _more(counts)
-        ending.set()
+        await _wait_for_more(counts)
+        stopping.set()
         await asyncio.gather(*tasks)
         await _post(session, other, "subjects/forget", subject=ADDRESS)
         await eventually(lambda: projected_to_head(database))
@@ -119,32 +121,32 @@ async def test_processes_write_and_forget_the_same_sender_while_one_is_killed(da
     await assert_log_is_sound(database)
 
 
-async def _more(counts: Counter[str]) -> None:
-    """Waits until more was written, and forgotten."""
+async def _wait_for_more(counts: Counter[str]) -> None:
+    """Wait until 20 more e-mails are written and 20 more requests to forget are answered."""
     before = counts.copy()
     await eventually(
-        lambda: all(counts[what] >= before[what] + 20 for what in ("written", "forgotten")),
+        lambda: all(counts[kind] >= before[kind] + 20 for kind in ("written", "forgotten")),
         within_seconds=60,
     )
 
 
 async def _write(
-    session: aiohttp.ClientSession, service: ServiceProcess, ending: asyncio.Event, counts: Counter[str]
+    session: aiohttp.ClientSession, service: ServiceProcess, stopping: asyncio.Event, counts: Counter[str]
 ) -> None:
-    while not ending.is_set():
+    while not stopping.is_set():
         email = {"gmail_message_id": str(uuid4()), "from_email": ADDRESS, "subject": SUBJECT}
         counts["written"] += await _post(session, service, "emails", **email) == 201
 
 
 async def _forget(
-    session: aiohttp.ClientSession, service: ServiceProcess, ending: asyncio.Event, counts: Counter[str]
+    session: aiohttp.ClientSession, service: ServiceProcess, stopping: asyncio.Event, counts: Counter[str]
 ) -> None:
-    while not ending.is_set():
+    while not stopping.is_set():
         counts["forgotten"] += await _post(session, service, "subjects/forget", subject=ADDRESS) == 200
 
 
 async def _post(session: aiohttp.ClientSession, service: ServiceProcess, path: str, **body: Any) -> int:
-    """The status; 0 where the process is not there."""
+    """The status of the answer; 0 if the process does not answer."""
     try:
         async with session.post(f"{service.url}/api/v1/{path}", json=body) as response:
             assert response.status in (200, 201, 404, 503), await response.text()

@@ -1,4 +1,4 @@
-"""Postgres, or the service, killed with -9 under load: what was acknowledged is there, and once."""
+"""kill -9 of Postgres or of the service under load: every acknowledged write is in the log once."""
 
 from __future__ import annotations
 
@@ -23,77 +23,77 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 KILLS = 3
-WELL_AGAIN_WITHIN_SECONDS = 20.0
+RECOVERY_SECONDS = 20.0
 
-SOME_DENIED = {"SQUAD_DAILY_TOKENS": "1000000"}
-"""A budget that a load uses up on the way, so that both answers to a reservation are seen."""
+SMALL_BUDGET = {"SQUAD_DAILY_TOKENS": "1000000"}
+"""A budget that the load exhausts, so that reservations are both granted and denied."""
 
 
-async def test_postgres_killed_under_load_comes_back_with_all_that_was_acknowledged(
+async def test_kill_of_postgres_under_load_loses_nothing_acknowledged(
     data_folder: Path,
 ) -> None:
-    async with squad_up(data=data_folder, **SOME_DENIED) as service:
-        trial = Trial(f"kill -9 of Postgres, {KILLS} times", WELL_AGAIN_WITHIN_SECONDS, Load([service]))
+    async with squad_up(data=data_folder, **SMALL_BUDGET) as service:
+        trial = Trial(f"kill -9 of Postgres, {KILLS} times", RECOVERY_SECONDS, Load([service]))
         async with trial.running():
-            for moment in random_moments():
-                await moment
+            for pause in random_pauses():
+                await pause
                 await kill_postgres_and_wait(trial, data_folder, service)
         async with server_in(data_folder) as dsn:
-            await trial.judge(dsn)
+            await trial.verify(dsn)
 
 
-async def test_a_service_killed_under_load_comes_back_with_all_that_was_acknowledged(
+async def test_kill_of_the_service_under_load_loses_nothing_acknowledged(
     data_folder: Path,
 ) -> None:
-    async with squad_up(data=data_folder, **SOME_DENIED) as service:
+    async with squad_up(data=data_folder, **SMALL_BUDGET) as service:
         load = Load([service])
-        trial = Trial(f"kill -9 of the service, {KILLS} times", WELL_AGAIN_WITHIN_SECONDS, load)
+        trial = Trial(f"kill -9 of the service, {KILLS} times", RECOVERY_SECONDS, load)
         async with trial.running():
-            for moment in random_moments():
-                await moment
-                with trial.cause():
+            for pause in random_pauses():
+                await pause
+                with trial.fault_injection():
                     await service.kill()
                 await service.start()
-                await trial.well(service)
-        await load.assert_answers_stand()
+                await trial.wait_until_recovered(service)
+        await load.assert_retries_get_same_answers()
         async with server_in(data_folder) as dsn:
-            await trial.judge(dsn)
+            await trial.verify(dsn)
 
 
-async def test_a_service_killed_under_load_leaves_the_other_one_in_the_folder_working(
+async def test_other_service_on_the_data_folder_keeps_working_when_one_is_killed(
     data_folder: Path,
 ) -> None:
     async with (
-        squad_up(data=data_folder, **SOME_DENIED) as first,
-        squad_up(data=data_folder, **SOME_DENIED) as second,
+        squad_up(data=data_folder, **SMALL_BUDGET) as first,
+        squad_up(data=data_folder, **SMALL_BUDGET) as second,
     ):
         load = Load([first, second])
-        trial = Trial("kill -9 of one of two services, then of Postgres", WELL_AGAIN_WITHIN_SECONDS, load)
+        trial = Trial("kill -9 of one of two services, then of Postgres", RECOVERY_SECONDS, load)
         async with trial.running():
-            with trial.cause():
+            with trial.fault_injection():
                 await first.kill()
-            await trial.well(second)
-            # Whoever is left takes care of the server as well, also if the other one had started it.
+            await trial.wait_until_recovered(second)
+            # The remaining one also restarts the server, even if the other one had started it.
             await kill_postgres_and_wait(trial, data_folder, second)
             await first.start()
-            await trial.well(first, second)
+            await trial.wait_until_recovered(first, second)
         async with server_in(data_folder) as dsn:
-            await trial.judge(dsn)
+            await trial.verify(dsn)
 
 
 async def kill_postgres_and_wait(trial: Trial, folder: Path, service: ServiceProcess) -> None:
-    with trial.cause():
+    with trial.fault_injection():
         pid = kill_postmaster(folder)
     await eventually(
         lambda: postmaster_pid(folder) not in (None, pid),
-        within_seconds=WELL_AGAIN_WITHIN_SECONDS,
+        within_seconds=RECOVERY_SECONDS,
         describe="another postmaster runs",
     )
-    await trial.well(service)
+    await trial.wait_until_recovered(service)
 
 
-def random_moments() -> Iterator[asyncio.Future[None]]:
-    """Waits of any length: in the middle of whatever they are at."""
+def random_pauses() -> Iterator[asyncio.Future[None]]:
+    """Random pauses, so that kills hit the process at arbitrary moments."""
     random = Random(3)
     for _ in range(KILLS):
         yield asyncio.ensure_future(asyncio.sleep(random.uniform(0.0, 0.3)))

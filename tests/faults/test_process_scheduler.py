@@ -1,6 +1,6 @@
-"""Three processes, one database, a job every second, one process killed with -9: no tick lost, none twice.
+"""A job every second on three processes, one of which is killed: no tick is lost, none runs twice.
 
-`SQUAD_TEST_TICKS=60` makes it a minute instead of the twenty seconds of a test run.
+`SQUAD_TEST_TICKS=60` makes the test run for a minute.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OUTCOMES = """
 
 
 class Tick(NamedTuple):
-    """What the log has of one second."""
+    """The runs and outcomes of one tick, from the log."""
 
     tick: datetime
     runs: int
@@ -60,19 +60,19 @@ class Tick(NamedTuple):
 @pytest.fixture
 async def agents() -> AsyncIterator[Agents]:
     async with running_agents() as running:
-        # Long enough that a process which is killed has a run under way, as a rule.
+        # Long enough for the killed process to have a run in progress, as a rule.
         running.on("/heartbeat", after(0.8))
         yield running
 
 
 async def ticks(dsn: str) -> list[Tick]:
-    """Every second from the first tick to the last, with what became of it."""
+    """Every tick from the first to the last, with its runs and outcomes."""
     async with connected(dsn) as connection:
         cursor = await connection.execute(OUTCOMES.encode())
         return [Tick(*row) for row in await cursor.fetchall()]
 
 
-async def test_every_tick_has_one_run_and_one_outcome_though_a_process_is_killed(
+async def test_every_tick_has_one_run_and_one_outcome_when_a_process_is_killed(
     database: str, agents: Agents
 ) -> None:
     settings: dict[str, str] = {
@@ -84,7 +84,7 @@ async def test_every_tick_has_one_run_and_one_outcome_though_a_process_is_killed
                     "endpoint": "/heartbeat",
                     "every": "1s",
                     "retries": 1,
-                    # A run that waits for its lease to run out must not stand in the next ones' way.
+                    # A run that waits for its lease to expire must not block the next ones.
                     "overlap": "allow_all",
                 },
             }
@@ -100,11 +100,11 @@ async def test_every_tick_has_one_run_and_one_outcome_though_a_process_is_killed
             return len([tick for tick in await ticks(database) if tick.outcomes]) >= count
 
         await eventually(lambda: finished(3), within_seconds=20)
-        killed = await one_with_a_run(database, services)
+        killed = await process_with_a_run(database, services)
         await killed.kill()
         await eventually(lambda: finished(TICKS), within_seconds=TICKS + 20)
-        # What the dead process held is taken up once its lease has run out.
-        await eventually(lambda: nothing_runs(database), within_seconds=30)
+        # Others take over the killed process's run once its lease has expired.
+        await eventually(lambda: no_run_is_open(database), within_seconds=30)
         for service in services:
             if service is not killed:
                 assert await service.stop() == 0
@@ -112,7 +112,7 @@ async def test_every_tick_has_one_run_and_one_outcome_though_a_process_is_killed
     assert {later.tick - tick.tick for tick, later in pairwise(found)} == {timedelta(seconds=1)}
     assert [tick for tick in found if tick.runs != 1 or tick.outcomes != ["succeeded"]] == []
     retried = [call for call in agents.calls if call.payload["attempt"] > 1]
-    print(f"{len(found)} ticks, {len(agents.calls)} calls, {len(retried)} taken up after the kill")
+    print(f"{len(found)} ticks, {len(agents.calls)} calls, {len(retried)} taken over after the kill")
     assert retried
     attempts = {(call.payload["run_id"], call.payload["attempt"]) for call in agents.calls}
     assert len(attempts) == len(agents.calls), "an attempt was made twice"
@@ -121,8 +121,8 @@ async def test_every_tick_has_one_run_and_one_outcome_though_a_process_is_killed
         assert await assert_tables_equal_fold(database) > 0
 
 
-async def one_with_a_run(dsn: str, services: list[ServiceProcess]) -> ServiceProcess:
-    """A process that carries out a run at this moment."""
+async def process_with_a_run(dsn: str, services: list[ServiceProcess]) -> ServiceProcess:
+    """A process that is carrying out a run."""
 
     async def holder() -> ServiceProcess | None:
         async with connected(dsn) as connection:
@@ -134,11 +134,11 @@ async def one_with_a_run(dsn: str, services: list[ServiceProcess]) -> ServicePro
             row = await cursor.fetchone()
         return next((service for service in services if row and f"-{service.pid}-" in row[0]), None)
 
-    found = await eventually(holder, describe="a process carries out a run")
+    found = await eventually(holder, describe="a process is carrying out a run")
     assert found is not None
     return found
 
 
-async def nothing_runs(dsn: str) -> bool:
-    """Whether every run that began has ended."""
+async def no_run_is_open(dsn: str) -> bool:
+    """Whether every run that was started has ended."""
     return all(tick.outcomes for tick in await ticks(dsn))

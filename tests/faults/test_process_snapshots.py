@@ -1,4 +1,4 @@
-"""The service killed with -9 while it puts snapshots away: those that are there are whole."""
+"""kill -9 of the service while it stores snapshots: those that are stored are valid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVENTS = 16_000
 KILLS = 2
 
 
-async def test_a_service_killed_while_it_folds_a_long_log_leaves_only_whole_ones(
+async def test_service_killed_while_it_folds_a_long_log_leaves_only_valid_snapshots(
     empty_database: str,
 ) -> None:
     async for _ in fill(empty_database, "squad", EVENTS):
@@ -40,10 +40,10 @@ async def test_a_service_killed_while_it_folds_a_long_log_leaves_only_whole_ones
             await connection.execute("UPDATE projections SET fold_version = 0")
             starting = asyncio.create_task(service.start())
 
-            async def some(at_least: int = kill + 1) -> bool:
+            async def has_snapshots(at_least: int = kill + 1) -> bool:
                 return len(await snapshots.positions(connection)) >= at_least
 
-            await eventually(some, within_seconds=30, describe="the start puts snapshots away")
+            await eventually(has_snapshots, within_seconds=30, describe="the start stores snapshots")
             await service.kill()
             with suppress(AssertionError):
                 await starting
@@ -55,7 +55,9 @@ async def test_a_service_killed_while_it_folds_a_long_log_leaves_only_whole_ones
             assert (response.status, (await response.json())["position"]) == (200, EVENTS - 1)
 
 
-async def test_processes_that_come_and_go_under_load_take_them_by_turns(empty_database: str) -> None:
+async def test_processes_take_turns_storing_snapshots_when_one_is_killed_and_restarted_under_load(
+    empty_database: str,
+) -> None:
     async for _ in fill(empty_database, "squad", EVENTS):
         pass
     async with (
@@ -67,13 +69,13 @@ async def test_processes_that_come_and_go_under_load_take_them_by_turns(empty_da
         load = Load([first, second])
         async with load.running():
             for _ in range(KILLS):
-                await load.more(500)
+                await load.wait_for_answers(500)
                 await first.kill()
-                await load.more(500)
+                await load.wait_for_answers(500)
                 await first.start()
-            # At the head, and then along the past.
+            # First at the head, then along the past log.
             await eventually(
-                lambda: _everywhere(connection), within_seconds=60, describe="there are snapshots all along"
+                lambda: _covers_the_log(connection), within_seconds=60, describe="snapshots cover the log"
             )
         assert await check_snapshots(connection) == []
         squad = await state_at(connection, EVENTS)
@@ -84,6 +86,6 @@ async def test_processes_that_come_and_go_under_load_take_them_by_turns(empty_da
         assert contents(await state_at(connection, EVENTS)) == contents(squad) != contents(Squad())
 
 
-async def _everywhere(connection: Connection) -> bool:
+async def _covers_the_log(connection: Connection) -> bool:
     taken = await snapshots.positions(connection)
     return len(taken) >= EVENTS // snapshots.INTERVAL_EVENTS

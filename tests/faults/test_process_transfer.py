@@ -1,4 +1,4 @@
-"""`squad export` and `squad import` ended in the middle: all or nothing."""
+"""`squad export` and `squad import` are all or nothing when they are interrupted."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 EVENTS = 6_000
-BEGUN_LINES = 4_500
-"""More than one portion of lines, so that the import has begun; the rest is still to come."""
+FIRST_LINES = 4_500
+"""More than the import reads at once, so that it has started; the rest follows later."""
 
 
 @pytest.fixture
 async def exported(database: str, tmp_path: Path) -> list[bytes]:
-    """The lines of a log, and the file that they are in."""
+    """The lines of an export, which is also in the file `log`."""
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
-        await scribe.append(joined("alice"))
+        log_writer = LogWriter(connection)
+        await log_writer.append(joined("alice"))
         for _ in range(6):
-            await scribe.append(*(said("hello") for _ in range(EVENTS // 6)))
+            await log_writer.append(*(said("hello") for _ in range(EVENTS // 6)))
     await finished("export", "log", "--dsn", database, cwd=tmp_path)
     return (tmp_path / "log").read_bytes().splitlines(keepends=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-async def test_an_import_that_is_ended_while_it_waits_for_more_leaves_nothing_and_can_be_made_again(
+async def test_interrupted_import_leaves_nothing_and_can_be_repeated(
     exported: list[bytes], new_squad: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     process = await start(tmp_path, "import", "pipe", "--dsn", new_squad)
     pipe = await asyncio.to_thread((tmp_path / "pipe").open, "wb", buffering=0)
     with pipe:
-        await asyncio.to_thread(pipe.write, b"".join(exported[:BEGUN_LINES]))
+        await asyncio.to_thread(pipe.write, b"".join(exported[:FIRST_LINES]))
         async with connected(new_squad) as connection:
             await eventually(partial(lock_is_held, connection))
             process.send_signal(number)
@@ -61,12 +61,12 @@ async def test_an_import_that_is_ended_while_it_waits_for_more_leaves_nothing_an
     await assert_tables_equal_fold(new_squad)
 
 
-async def test_an_import_is_not_committed_before_the_last_line_was_there(
+async def test_import_of_a_truncated_file_leaves_nothing(
     exported: list[bytes], new_squad: str, tmp_path: Path
 ) -> None:
     (tmp_path / "cut").write_bytes(b"".join(exported[:-1]))
     ended = await squad(tmp_path, "import", "cut", "--dsn", new_squad)
-    # How far it has got is told before, where that took long.
+    # Progress may have been printed before, if the import took long.
     assert ended.errors.splitlines()[-1].startswith(
         "squad: nothing was imported: the file is truncated: it has no end line after line"
     )
@@ -75,18 +75,18 @@ async def test_an_import_is_not_committed_before_the_last_line_was_there(
         assert await log.head_position(connection) == 0
 
 
-async def test_an_import_whose_server_goes_away_leaves_nothing(
+async def test_import_that_loses_its_connection_leaves_nothing(
     exported: list[bytes], new_squad: str, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     process = await start(tmp_path, "import", "pipe", "--dsn", new_squad)
     pipe = await asyncio.to_thread((tmp_path / "pipe").open, "wb", buffering=0)
     with pipe:
-        await asyncio.to_thread(pipe.write, b"".join(exported[:BEGUN_LINES]))
+        await asyncio.to_thread(pipe.write, b"".join(exported[:FIRST_LINES]))
         async with connected(new_squad) as connection:
             await eventually(partial(lock_is_held, connection))
             assert await terminate(connection, "squad import") == 1
-            writing = asyncio.to_thread(pipe.write, b"".join(exported[BEGUN_LINES:]))
+            writing = asyncio.to_thread(pipe.write, b"".join(exported[FIRST_LINES:]))
             await asyncio.gather(writing, return_exceptions=True)
             pipe.close()
             output, errors = await asyncio.wait_for(process.communicate(), 20)
@@ -96,7 +96,7 @@ async def test_an_import_whose_server_goes_away_leaves_nothing(
             assert await log.head_position(connection) == 0
 
 
-async def test_an_export_that_is_killed_leaves_no_half_file_under_its_name(
+async def test_killed_export_leaves_no_partial_file_under_its_name(
     exported: list[bytes], database: str, tmp_path: Path
 ) -> None:
     process = await start(tmp_path, "export", "copy", "--dsn", database)
@@ -107,7 +107,7 @@ async def test_an_export_that_is_killed_leaves_no_half_file_under_its_name(
     assert not copy.exists() or copy.read_bytes() == b"".join(exported)
 
 
-async def test_an_export_into_a_pipe_that_nobody_reads_any_more_ends_quietly(
+async def test_export_to_a_closed_pipe_ends_quietly(
     exported: list[bytes], database: str, tmp_path: Path
 ) -> None:
     pipe = f'"{SQUAD}" export - --dsn "$0" | head -n 1'

@@ -1,4 +1,4 @@
-"""An event that one projection cannot take: it alone stops there, and goes on when it can."""
+"""A projection that cannot handle an event stops there, and continues once it can."""
 
 from __future__ import annotations
 
@@ -20,35 +20,33 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.faults
 
-AFTER_IT_WAS_MENDED_SECONDS = RETRY_FAILED_SECONDS + 5.0
-"""It tries again so often."""
+RECOVERY_SECONDS = RETRY_FAILED_SECONDS + 5.0
+"""The interval between retries, and some time to catch up."""
 
 
-async def test_a_table_that_does_not_take_a_row(database: str) -> None:
-    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
+async def test_projection_that_fails_on_an_event_stops_alone_and_recovers(database: str) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as connection:
         await eventually(service.is_ready)
-        trial = Trial(
-            "an event that a projection cannot take", AFTER_IT_WAS_MENDED_SECONDS, Load([service])
-        )
+        trial = Trial("an event that a projection cannot take", RECOVERY_SECONDS, Load([service]))
         async with trial.running(clients=4):
-            with trial.cause():
-                await elsewhere.execute(
+            with trial.fault_injection():
+                await connection.execute(
                     "ALTER TABLE squad_messages ADD CONSTRAINT taste CHECK (message <> 'poison')"
                 )
                 body = {"from_agent": "alice", "message": "poison"}
                 async with aiohttp.request("POST", f"{service.url}/api/v1/messages", json=body) as response:
                     assert response.status == 201
-                await eventually(lambda: has_stopped(service))
-                # All else goes on.
-                await trial.loads[0].more(50)
-                await elsewhere.execute("ALTER TABLE squad_messages DROP CONSTRAINT taste")
-            await trial.well(service)
-        await trial.judge(database)
+                await eventually(lambda: only_messages_stopped(service))
+                # Everything else continues.
+                await trial.loads[0].wait_for_answers(50)
+                await connection.execute("ALTER TABLE squad_messages DROP CONSTRAINT taste")
+            await trial.wait_until_recovered(service)
+        await trial.verify(database)
 
 
-async def has_stopped(service: ServiceProcess) -> bool:
-    """Whether it says that it is not ready, and which projection has stopped, and only that one."""
+async def only_messages_stopped(service: ServiceProcess) -> bool:
+    """Whether the service is not ready because the projection `messages` has stopped, and only that one."""
     async with aiohttp.request("GET", f"{service.url}/readyz") as response:
-        shown = json.loads(await response.read())["checks"]["projections"]["by_name"]
-        stopped = [name for name, check in shown.items() if check.get("failed_position")]
+        by_name = json.loads(await response.read())["checks"]["projections"]["by_name"]
+        stopped = [name for name, check in by_name.items() if check.get("failed_position")]
         return response.status == 503 and stopped == ["messages"]

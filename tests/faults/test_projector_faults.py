@@ -1,4 +1,4 @@
-"""Projectors that lose their connection: at every statement in turn, and at any moment under load."""
+"""Projectors that lose their connection, at each statement in turn and at random under load."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ TERMINATIONS = 8
 
 
 class Cutter:
-    """Cuts the first connection of a projector at one of its statements, and allows no second one."""
+    """Cut the first connection of a projector at its n-th statement, and prevent a second connection."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at_statement: int) -> None:
-        self.gone = asyncio.Event()
-        self._left = at_statement
+        self.reconnecting = asyncio.Event()
+        self._remaining = at_statement
         self._connection: Connection | None = None
         execute = psycopg.AsyncCursor.execute
 
         async def cutting(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
             if cursor.connection is self._connection:
-                self._left -= 1
-                if self._left == 0:
+                self._remaining -= 1
+                if self._remaining == 0:
                     connections.shut_down_socket(cursor.connection)
             return await execute(cursor, *args, **more)
 
@@ -54,23 +54,23 @@ class Cutter:
 
     @property
     def has_cut(self) -> bool:
-        return self._left <= 0
+        return self._remaining <= 0
 
     async def _connect(self, *args: Any, **more: Any) -> Connection:
         if self._connection is not None:
-            self.gone.set()
+            self.reconnecting.set()
             await asyncio.Event().wait()
         self._connection = await connections.connect(*args, **more)
         return self._connection
 
 
-async def _empty_the_tables(connection: Connection) -> None:
+async def _truncate_tables(connection: Connection) -> None:
     names = [table.name for projection in PROJECTIONS for table in projection.tables]
     await connection.execute(f"TRUNCATE {', '.join(names)}".encode())
     await connection.execute("DELETE FROM projections")
 
 
-async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_position_in_step(
+async def test_connection_loss_at_any_statement_leaves_rows_and_position_consistent(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
@@ -80,11 +80,11 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
     cuts = 0
     async with connected(database) as connection:
         for statement in count(1):
-            await _empty_the_tables(connection)
+            await _truncate_tables(connection)
             with monkeypatch.context() as patch:
                 cutter = Cutter(patch, statement)
                 async with running(Projector(database, "squad", Hints()).run()):
-                    await eventually(partial(_ended, cutter, database))
+                    await eventually(partial(_is_finished, cutter, database))
             await assert_tables_equal_fold(database)
             if not cutter.has_cut:
                 break
@@ -96,13 +96,13 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
     assert cuts > 30
 
 
-async def _ended(cutter: Cutter, dsn: str) -> bool:
-    return cutter.gone.is_set() or await projected_to_head(dsn)
+async def _is_finished(cutter: Cutter, dsn: str) -> bool:
+    return cutter.reconnecting.is_set() or await projected_to_head(dsn)
 
 
-async def test_projectors_that_lose_their_backends_under_load_end_where_the_log_does(database: str) -> None:
+async def test_projectors_that_lose_their_backends_under_load_reach_the_head(database: str) -> None:
     random = Random(5)
-    enough = asyncio.Event()
+    done = asyncio.Event()
 
     async with (
         running_listener(database) as listener,
@@ -110,20 +110,20 @@ async def test_projectors_that_lose_their_backends_under_load_end_where_the_log_
         connected(database) as connection,
         running(*(Projector(database, "squad", listener.events).run() for _ in range(2))),
     ):
-        lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(6)))
+        commands = asyncio.gather(*(RandomHistory(seed).live_until(done, writer) for seed in range(6)))
         for _ in range(TERMINATIONS):
-            # At any moment, on purpose: in the middle of whatever they are at.
-            await asyncio.wait([lives], timeout=random.uniform(0.0, 0.1))
+            # At an arbitrary moment, on purpose.
+            await asyncio.wait([commands], timeout=random.uniform(0.0, 0.1))
             await eventually(lambda: terminate(connection, "squad projector"))
             await assert_tables_equal_fold(database)
-        enough.set()
-        await lives
+        done.set()
+        await commands
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 50
     await assert_log_is_sound(database)
 
 
-async def test_a_standby_takes_over_when_the_active_one_loses_its_connection(database: str) -> None:
+async def test_standby_takes_over_when_the_active_projector_loses_its_connection(database: str) -> None:
     projectors = [Projector(database, "squad", Hints()) for _ in range(2)]
     async with running(*(each.run() for each in projectors)), connected(database) as connection:
         await eventually(lambda: any(each.active for each in projectors))
@@ -134,14 +134,14 @@ async def test_a_standby_takes_over_when_the_active_one_loses_its_connection(dat
             " AND classid = 'projections'::regclass::oid"
         )
         assert len(await cursor.fetchall()) == 1
-        # Whoever is first is the next; there is one again, and one only.
+        # Either of them may take over, but exactly one becomes active.
         await eventually(lambda: active.active != standby.active)
 
 
-async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
+async def test_two_active_projectors_cause_no_inconsistency(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a lock was lost without a word: each thinks that it is the one."""
+    """As when the lock is lost silently, so that each one believes it is the active one."""
     monkeypatch.setattr(projector, "_TRY_LOCK", "SELECT true")
     monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
     projectors = [Projector(database, "squad", Hints()) for _ in range(2)]
@@ -156,11 +156,11 @@ async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
             raise
 
     monkeypatch.setattr(PageFolder, "advance", counting)
-    enough = asyncio.Event()
+    done = asyncio.Event()
 
     async def live(writer: Writer, seed: int) -> None:
         life = RandomHistory(seed)
-        while not enough.is_set():
+        while not done.is_set():
             await life.live(writer, 10)
             for each in projectors:
                 each._hints.wake()
@@ -170,12 +170,12 @@ async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
         running(*(each.run() for each in projectors)),
     ):
         await eventually(lambda: all(each.active for each in projectors))
-        lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(6)))
+        commands = asyncio.gather(*(RandomHistory(seed).live_until(done, writer) for seed in range(6)))
         await eventually(lambda: overtaken["times"] >= 3)
-        enough.set()
-        await lives
+        done.set()
+        await commands
         await eventually(partial(projected_to_head, database))
-        # Who was overtaken begins anew, and neither is stuck.
+        # The one that was overtaken starts over, and neither is stuck.
         await eventually(lambda: all(each.active for each in projectors))
     assert await assert_tables_equal_fold(database) > 50
     await assert_log_is_sound(database)

@@ -1,4 +1,4 @@
-"""Replays and comparisons that lose a connection, at every statement in turn, or are called off."""
+"""Replays and comparisons that are cancelled or lose their connection, at each statement in turn."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ EVENTS = 40
 
 @contextmanager
 def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
-    """Cuts the connection on which a session of this name sends its n-th statement; counts what is left."""
-    left = [at_statement]
+    """Cut the connection on which sessions of this name send their n-th statement; yield the countdown."""
+    remaining = [at_statement]
     execute, read_page = psycopg.AsyncCursor.execute, pages._fetch
 
     def count_down(connection: Connection) -> None:
         if connection.info.get_parameters().get("application_name") == name:
-            left[0] -= 1
-            if left[0] == 0:
+            remaining[0] -= 1
+            if remaining[0] == 0:
                 connections.shut_down_socket(connection)
 
     async def cut_and_execute(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
@@ -57,12 +57,12 @@ def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psycopg.AsyncCursor, "execute", cut_and_execute)
         patch.setattr(pages, "_fetch", cut_and_read)
-        yield left
+        yield remaining
 
 
 async def _prepare(dsn: str, connection: Connection) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"), *(said(str(number)) for number in range(EVENTS - 1)))
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"), *(said(str(number)) for number in range(EVENTS - 1)))
     await project(dsn)
 
 
@@ -71,60 +71,60 @@ def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages.scan, "__defaults__", (15,))
 
 
-@pytest.mark.parametrize("close", [0, 1_000], ids=["folded before", "folded in the swap"])
-async def test_a_replay_whose_connection_breaks_at_any_statement_changes_all_or_nothing(
+@pytest.mark.parametrize("close", [0, 1_000], ids=["folded before the swap", "folded in the swap"])
+async def test_replay_is_all_or_nothing_when_its_connection_breaks_at_any_statement(
     database: str, monkeypatch: pytest.MonkeyPatch, close: int
 ) -> None:
     monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close)
     async with connected(database) as connection:
         await _prepare(database, connection)
-        looked = "SELECT count(task_id), (SELECT max(generation) FROM projections) FROM squad_messages"
+        query = "SELECT count(task_id), (SELECT max(generation) FROM projections) FROM squad_messages"
         for statement in count(1):
             await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
-            [(tampered, generation)] = await (await connection.execute(looked.encode())).fetchall()
-            with cutting("squad replay", statement) as left:
+            [(tampered, generation)] = await (await connection.execute(query.encode())).fetchall()
+            with cutting("squad replay", statement) as remaining:
                 try:
                     await rebuild(database, SCHEMA, [agents, messages])
                 except StoreUnavailable:
                     pass
                 else:
-                    assert left[0] > 0, "it did not notice"
+                    assert remaining[0] > 0, "the cut was not detected"
             await eventually(partial(_is_gone, connection, "squad replay"))
-            [found] = await (await connection.execute(looked.encode())).fetchall()
+            [found] = await (await connection.execute(query.encode())).fetchall()
             assert found in ((tampered, generation), (0, generation + 1))
-            if left[0] > 0:
+            if remaining[0] > 0:
                 break
         assert statement > 30
         assert found == (0, generation + 1)
         assert await compare(database, SCHEMA) == []
 
 
-async def test_a_comparison_whose_connection_breaks_at_any_statement_says_so(database: str) -> None:
+async def test_comparison_fails_when_its_connection_breaks_at_any_statement(database: str) -> None:
     async with connected(database) as connection:
         await _prepare(database, connection)
         for statement in count(1):
-            with cutting("squad comparison", statement) as left:
+            with cutting("squad comparison", statement) as remaining:
                 try:
                     assert await compare(database, SCHEMA, [agents, messages]) == []
                 except StoreUnavailable:
                     pass
                 else:
-                    assert left[0] > 0, "it did not notice"
-            if left[0] > 0:
+                    assert remaining[0] > 0, "the cut was not detected"
+            if remaining[0] > 0:
                 break
         assert statement > 15
 
 
-async def test_a_replay_that_is_called_off_at_any_page_ends_at_once(database: str) -> None:
+async def test_replay_that_is_cancelled_at_any_page_ends_at_once(database: str) -> None:
     async with connected(database) as connection:
         await _prepare(database, connection)
         for pages in range(1, 4):
             reached = asyncio.Event()
-            told = iter(range(1, 100))
+            calls = iter(range(1, 100))
 
             def report(position: int, goal: int, *, pages: int = pages) -> None:
                 del position, goal
-                if next(told) == pages:  # noqa: B023 - called in this round only
+                if next(calls) == pages:  # noqa: B023 - called in this round only
                     reached.set()  # noqa: B023
 
             work = asyncio.create_task(rebuild(database, SCHEMA, progress=report))

@@ -1,4 +1,4 @@
-"""`squad replay`, killed or standing still at any moment: the live tables are as they were, or replaced."""
+"""`squad replay` that is killed, suspended or interrupted leaves the live tables unchanged or replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from projections.projector import Projector
 from tests.support.command import finished, squad_command
 from tests.support.log import LogWriter, joined, said
 from tests.support.parts import SCHEMA, backends, connected, running
-from tests.support.signals import stopped
+from tests.support.signals import suspended
 from tests.support.tables import generation, one, project
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
@@ -32,17 +32,17 @@ pytestmark = pytest.mark.faults
 MESSAGES = 10_000
 KILLS = 5
 
-PAST_A_STOPPED_ONE_WITHIN_SECONDS = 20.0
-"""The database ends a transaction that nobody goes on with after 10 seconds."""
+RECOVERY_SECONDS = 20.0
+"""The database ends an idle transaction after 10 seconds."""
 
 
-async def test_killed_at_any_moment_it_leaves_the_tables_as_they_were_or_replaced(
+async def test_replay_killed_at_any_moment_leaves_the_tables_unchanged_or_replaced(
     database: str, tmp_path: Path
 ) -> None:
     random = Random(11)
     arguments = ("replay", "--dsn", database)
     async with connected(database) as connection:
-        await _many_messages(connection)
+        await _append_messages(connection)
         await project(database)
         await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
         untouched = 0
@@ -50,7 +50,7 @@ async def test_killed_at_any_moment_it_leaves_the_tables_as_they_were_or_replace
             before = await generation(connection)
             async with squad_command(*arguments, cwd=tmp_path) as process:
                 await eventually(partial(backends, connection, "squad replay"), within_seconds=30)
-                # In the middle of whatever it is at by then.
+                # At an arbitrary moment, on purpose.
                 await asyncio.wait([asyncio.create_task(process.wait())], timeout=random.uniform(0, 0.3))
                 if process.returncode is None:
                     process.kill()
@@ -61,25 +61,25 @@ async def test_killed_at_any_moment_it_leaves_the_tables_as_they_were_or_replace
             assert (await generation(connection), tampered) in ((before, MESSAGES), (before + 1, 0))
             untouched += tampered == MESSAGES
             await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
-        assert untouched, "it was never killed before its end"
+        assert untouched, "no replay was killed before it had finished"
         printed = await finished(*arguments, cwd=tmp_path)
     assert f"replayed {MESSAGES + 1:,} events" in printed
     assert await compare(database, SCHEMA) == []
 
 
-async def test_killed_in_the_middle_of_the_swap_it_lets_go_and_the_next_one_works(
+async def test_replay_killed_during_the_swap_releases_its_locks_and_the_next_one_succeeds(
     database: str, tmp_path: Path
 ) -> None:
     arguments = ("replay", "--dsn", database)
     async with connected(database) as connection, connected(database) as holder:
-        scribe = LogWriter(connection)
+        log_writer = LogWriter(connection)
         projector = Projector(database, SCHEMA, Hints())
         async with running(projector.run()):
-            await scribe.append(joined("alice"), said("one"))
+            await log_writer.append(joined("alice"), said("one"))
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_messages SET message = 'tampered'")
             before = await generation(connection)
-            await _hold_the_messages(holder)
+            await _lock_the_messages(holder)
             async with squad_command(*arguments, cwd=tmp_path) as process:
                 await eventually(partial(_waits_in_the_swap, connection), within_seconds=30)
                 process.kill()
@@ -88,41 +88,41 @@ async def test_killed_in_the_middle_of_the_swap_it_lets_go_and_the_next_one_work
             await holder.execute("COMMIT")
             assert await generation(connection) == before
             assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
-            await scribe.append(said("two"))
+            await log_writer.append(said("two"))
             await eventually(partial(projected_to_head, database))
             await finished(*arguments, cwd=tmp_path)
-            await scribe.append(said("three"))
+            await log_writer.append(said("three"))
             await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
 
-async def test_standing_still_in_the_middle_of_the_swap_it_holds_nobody_up_for_long(
+async def test_replay_suspended_during_the_swap_blocks_the_projector_only_for_seconds(
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection, connected(database) as holder:
-        scribe = LogWriter(connection)
+        log_writer = LogWriter(connection)
         async with running(Projector(database, SCHEMA, Hints()).run()):
-            await scribe.append(joined("alice"), said("one"))
+            await log_writer.append(joined("alice"), said("one"))
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_messages SET message = 'tampered'")
-            await _hold_the_messages(holder)
+            await _lock_the_messages(holder)
             async with squad_command("replay", "--dsn", database, cwd=tmp_path) as process:
                 await eventually(partial(_waits_in_the_swap, connection), within_seconds=30)
-                with stopped(psutil.Process(process.pid)):
+                with suspended(psutil.Process(process.pid)):
                     await holder.execute("COMMIT")
-                    await scribe.append(said("two"))
+                    await log_writer.append(said("two"))
                     await eventually(
                         partial(projected_to_head, database),
-                        within_seconds=PAST_A_STOPPED_ONE_WITHIN_SECONDS,
+                        within_seconds=RECOVERY_SECONDS,
                     )
                 _, errors = await process.communicate()
-            # It begins anew by itself, or says in a line that it could not.
+            # It starts over by itself, or reports in one line that it could not.
             assert process.returncode == 0 or len(errors.splitlines()) == 1
         await finished("replay", "--dsn", database, cwd=tmp_path)
     assert await compare(database, SCHEMA) == []
 
 
-async def test_interrupted_by_its_user_it_ends_and_the_tables_are_as_they_were(
+async def test_interrupted_replay_exits_and_leaves_the_tables_unchanged(
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection, connected(database) as holder:
@@ -130,7 +130,7 @@ async def test_interrupted_by_its_user_it_ends_and_the_tables_are_as_they_were(
         async with running(Projector(database, SCHEMA, Hints()).run()):
             await eventually(partial(projected_to_head, database))
         await connection.execute("UPDATE squad_messages SET message = 'tampered'")
-        await _hold_the_messages(holder)
+        await _lock_the_messages(holder)
         async with squad_command("replay", "--dsn", database, cwd=tmp_path) as process:
             await eventually(partial(_waits_in_the_swap, connection), within_seconds=30)
             process.send_signal(signal.SIGINT)
@@ -140,15 +140,15 @@ async def test_interrupted_by_its_user_it_ends_and_the_tables_are_as_they_were(
         assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
 
 
-async def _many_messages(connection: Connection) -> None:
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"))
+async def _append_messages(connection: Connection) -> None:
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"))
     for _ in range(MESSAGES // 1_000):
-        await scribe.append(*(said("x" * 100) for _ in range(1_000)))
+        await log_writer.append(*(said("x" * 100) for _ in range(1_000)))
 
 
-async def _hold_the_messages(holder: Connection) -> None:
-    # On a busy machine a replay may take a while to get there.
+async def _lock_the_messages(holder: Connection) -> None:
+    # On a busy machine, a replay may take a while to reach the swap.
     await holder.execute("SET idle_in_transaction_session_timeout = 0")
     await holder.execute("BEGIN")
     await holder.execute("SELECT FROM squad_messages FOR UPDATE")

@@ -1,4 +1,4 @@
-"""Writers whose connection breaks: nothing acknowledged is lost, nothing comes twice, nobody is held up."""
+"""Writers whose connection breaks: no acknowledged write is lost or repeated, and no caller is blocked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ NEEDLE = "needle in the stack"
 CALLERS = 40
 TERMINATIONS = 15
 
-one_trip_or_two = pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
+with_and_without_the_lock = pytest.mark.parametrize(
+    "contended", [False, True], ids=["one trip", "holding the lock"]
+)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ async def proxy(database: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def writer(proxy: Proxy) -> AsyncIterator[Writer]:
-    """A writer whose way to the database leads through the proxy."""
+    """A writer that connects to the database through the proxy."""
     async with running_writer(proxy.dsn) as running:
         await submit(running, message("before"))
         yield running
@@ -63,12 +65,12 @@ async def _submit_batch(writer: Writer) -> list[Outcome]:
     return await asyncio.gather(*(submit(writer, message(text)) for text in ("first", NEEDLE, "last")))
 
 
-def _fences(events: Sequence[Recorded]) -> int:
+def _fence_count(events: Sequence[Recorded]) -> int:
     return sum(isinstance(codec.decode(event), AppendAbandoned) for event in events)
 
 
 async def _assert_settled(writer: Writer, outcomes: Sequence[Outcome], database: str) -> list[Recorded]:
-    """The batch is in the log once, at the positions that its callers were told, and life goes on."""
+    """Fail unless the log has the batch once, at the acknowledged positions, and the writer continues."""
     await submit(writer, message("after"))
     events = await assert_log_is_sound(database)
     assert texts(events) == ["before", "first", NEEDLE, "last", "after"]
@@ -82,57 +84,57 @@ async def _assert_settled(writer: Writer, outcomes: Sequence[Outcome], database:
     return events
 
 
-@one_trip_or_two
-async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(
+@with_and_without_the_lock
+async def test_commit_whose_answer_is_lost_is_found_in_the_log(
     writer: Writer, proxy: Proxy, database: str, contended: bool
 ) -> None:
     writer._appender.contended = contended
     cut = proxy.cut_after_answer(NEEDLE.encode())
     outcomes = await _submit_batch(writer)
     assert cut.happened.is_set()
-    assert _fences(await _assert_settled(writer, outcomes, database)) == 0
+    assert _fence_count(await _assert_settled(writer, outcomes, database)) == 0
 
 
-@one_trip_or_two
-async def test_a_commit_that_never_arrived_is_made_again_behind_a_fence(
+@with_and_without_the_lock
+async def test_commit_that_never_arrived_is_repeated_after_a_fence(
     writer: Writer, proxy: Proxy, database: str, contended: bool
 ) -> None:
     writer._appender.contended = contended
     cut = proxy.cut_before(NEEDLE.encode())
     outcomes = await _submit_batch(writer)
     assert cut.happened.is_set()
-    assert _fences(await _assert_settled(writer, outcomes, database)) == 1
+    assert _fence_count(await _assert_settled(writer, outcomes, database)) == 1
 
 
-async def test_a_commit_that_arrives_after_it_was_given_up_comes_too_late(
+async def test_commit_that_arrives_after_the_fence_has_no_effect(
     writer: Writer, proxy: Proxy, database: str
 ) -> None:
     held = proxy.hold(NEEDLE.encode())
     outcomes = await _submit_batch(writer)
     await held.release()
-    assert _fences(await _assert_settled(writer, outcomes, database)) == 1
+    assert _fence_count(await _assert_settled(writer, outcomes, database)) == 1
 
 
-async def test_a_commit_that_arrives_before_it_is_given_up_is_found(
+async def test_commit_that_arrives_late_but_before_the_check_is_found(
     writer: Writer, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever asks first gets the lock first: the request, not the one who looks for its traces.
+    # The lock is granted in the order of requests: first to the late commit, then to the check for it.
     monkeypatch.setattr("service.writing.writer._BACKOFF_SECONDS", (2.0, 2.0))
     held = proxy.hold(NEEDLE.encode())
     batch = asyncio.ensure_future(_submit_batch(writer))
     async with connected(database) as connection:
-        # Nobody can find anything out before the request is through.
+        # The check cannot run before the late commit has been released.
         await connection.execute("BEGIN")
         await log.lock(connection)
         await held.happened.wait()
         release = asyncio.ensure_future(held.release())
-        await eventually(lambda: _waiting_for_the_lock(database))
+        await eventually(lambda: _appends_waiting_for_the_lock(database))
         await connection.execute("COMMIT")
     await release
-    assert _fences(await _assert_settled(writer, await batch, database)) == 0
+    assert _fence_count(await _assert_settled(writer, await batch, database)) == 0
 
 
-async def _waiting_for_the_lock(database: str) -> int:
+async def _appends_waiting_for_the_lock(database: str) -> int:
     async with connected(database) as connection:
         cursor = await connection.execute(
             "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
@@ -143,46 +145,46 @@ async def _waiting_for_the_lock(database: str) -> int:
     return int(row[0])
 
 
-async def test_a_fence_that_is_lost_as_well_is_put_up_again(
-    writer: Writer, proxy: Proxy, database: str
-) -> None:
+async def test_lost_fence_is_appended_again(writer: Writer, proxy: Proxy, database: str) -> None:
     proxy.cut_before(NEEDLE.encode())
     lost_fence = proxy.cut_before(b"append_abandoned")
     unanswered_fence = proxy.cut_after_answer(b"append_abandoned")
     outcomes = await _submit_batch(writer)
     assert lost_fence.happened.is_set()
     assert unanswered_fence.happened.is_set()
-    assert _fences(await _assert_settled(writer, outcomes, database)) == 1
+    assert _fence_count(await _assert_settled(writer, outcomes, database)) == 1
 
 
-async def test_doubt_after_doubt_is_resolved_each_time(writer: Writer, proxy: Proxy, database: str) -> None:
+async def test_every_one_of_several_lost_commits_is_resolved(
+    writer: Writer, proxy: Proxy, database: str
+) -> None:
     for number in range(4):
         proxy.cut_before(f"doubt {number}".encode())
         await submit(writer, message(f"doubt {number}"))
     events = await assert_log_is_sound(database)
     assert texts(events) == ["before", *(f"doubt {number}" for number in range(4))]
-    assert _fences(events) == 4
+    assert _fence_count(events) == 4
 
 
-async def test_a_lost_commit_needs_no_fence_where_somebody_else_has_appended_since(
+async def test_lost_commit_needs_no_fence_when_another_process_has_appended_since(
     writer: Writer, proxy: Proxy, database: str
 ) -> None:
     held = proxy.hold(NEEDLE.encode())
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
         await connection.execute("BEGIN")
         await log.lock(connection)
         batch = asyncio.ensure_future(_submit_batch(writer))
         await held.happened.wait()
-        await scribe.append(joined("somebody else"))
+        await log_writer.append(joined("somebody else"))
         await connection.execute("COMMIT")
     outcomes = await batch
     await held.release()
-    assert _fences(await _assert_settled(writer, outcomes, database)) == 0
+    assert _fence_count(await _assert_settled(writer, outcomes, database)) == 0
 
 
-async def test_a_caller_who_loses_patience_in_doubt_is_told_that_it_may_have_happened(
+async def test_caller_that_times_out_during_a_commit_gets_outcome_unknown(
     writer: Writer, proxy: Proxy, database: str
 ) -> None:
     held = proxy.hold(NEEDLE.encode())
@@ -192,14 +194,14 @@ async def test_a_caller_who_loses_patience_in_doubt_is_told_that_it_may_have_hap
         with pytest.raises(OutcomeUnknown):
             await submit(writer, message(NEEDLE), timeout_seconds=0.3)
         assert held.happened.is_set()
-        # This one was never sent, and will not be.
+        # This command was never sent to the database, and will not be.
         with pytest.raises(Unavailable):
             await submit(writer, message("never sent"), timeout_seconds=0.05)
     await submit(writer, message("after"))
     assert texts(await assert_log_is_sound(database)) == ["before", "after"]
 
 
-async def test_a_server_that_stops_answering_is_given_up(
+async def test_writer_that_waits_too_long_for_the_server_is_not_ready_until_it_answers(
     writer: Writer, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.writing.appender.STUCK_AFTER_SECONDS", 0.2)
@@ -213,24 +215,24 @@ async def test_a_server_that_stops_answering_is_given_up(
     assert texts(await assert_log_is_sound(database)) == ["before", "patient"]
 
 
-async def test_a_log_that_was_replaced_is_noticed_and_read_anew(writer: Writer, database: str) -> None:
-    """As by a standby that took over without the last events, and went on from there."""
+async def test_replaced_log_is_detected_and_read_again(writer: Writer, database: str) -> None:
+    """As after fail-over to a standby that lacked the last events and appended others."""
     await submit(writer, message("lost with the server"))
     async with connected(database) as connection:
         events = (await whole_log(connection))[:-1]
         await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
         await connection.execute("DELETE FROM events WHERE position = %s", (len(events) + 1,))
         await connection.execute("ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable")
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(joined("newcomer"), joined("latecomer"))
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(joined("newcomer"), joined("latecomer"))
         await terminate(connection, "squad writer")
     await submit(writer, message("goes on"))
     assert texts(await assert_log_is_sound(database)) == ["before", "goes on"]
     assert "newcomer" in writer.squad.tables["squad_agents"]
 
 
-async def test_a_log_that_became_shorter_is_noticed_and_read_anew(writer: Writer, database: str) -> None:
+async def test_truncated_log_is_detected_and_read_again(writer: Writer, database: str) -> None:
     await submit(writer, message("lost with the server"))
     async with connected(database) as connection:
         await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
@@ -239,7 +241,7 @@ async def test_a_log_that_became_shorter_is_noticed_and_read_anew(writer: Writer
     assert texts(await assert_log_is_sound(database)) == ["before", "goes on"]
 
 
-async def test_a_state_that_cannot_take_a_batch_in_is_read_anew_and_the_batch_stands(
+async def test_state_is_read_again_when_a_committed_batch_cannot_be_merged(
     writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -253,20 +255,22 @@ async def test_a_state_that_cannot_take_a_batch_in_is_read_anew_and_the_batch_st
     assert texts(await assert_log_is_sound(database)) == ["before", "once", "after"]
 
 
-def _has_grown(acknowledged: dict[int, str], goal: int) -> bool:
+def _has_reached(acknowledged: dict[int, str], goal: int) -> bool:
     return len(acknowledged) >= goal
 
 
-async def test_what_was_acknowledged_is_in_the_log_whenever_backends_end(database: str) -> None:
-    """Two writers under load, whose backends are ended at any moment."""
+async def test_acknowledged_commands_are_in_the_log_when_backends_are_terminated_at_random(
+    database: str,
+) -> None:
+    """The backends of two writers under load are terminated at arbitrary moments."""
     random = Random(7)
     acknowledged: dict[int, str] = {}
     unknown: set[str] = set()
-    enough = asyncio.Event()
+    done = asyncio.Event()
 
     async def call(writer: Writer, name: str) -> None:
         for number in count():
-            if enough.is_set():
+            if done.is_set():
                 return
             text = f"{name} says {number}"
             try:
@@ -287,11 +291,11 @@ async def test_what_was_acknowledged_is_in_the_log_whenever_backends_end(databas
         calls = asyncio.gather(*(call((one, two)[n % 2], f"caller-{n}") for n in range(CALLERS)))
         for _ in range(TERMINATIONS):
             goal = len(acknowledged) + 1
-            await eventually(partial(_has_grown, acknowledged, goal))
-            # At any moment, on purpose: in the middle of whatever they are at.
+            await eventually(partial(_has_reached, acknowledged, goal))
+            # At an arbitrary moment, on purpose.
             await asyncio.wait([calls], timeout=random.uniform(0.0, 0.05))
             await eventually(lambda: terminate(connection, "squad writer"))
-        enough.set()
+        done.set()
         await calls
         await eventually(lambda: lock_is_free(connection))
         await submit(one, message("the end"))
@@ -301,10 +305,10 @@ async def test_what_was_acknowledged_is_in_the_log_whenever_backends_end(databas
         event = codec.decode(events[position - 1])
         assert isinstance(event, MessageSent)
         assert event.message == text
-    said = Counter(texts(events))
-    assert max(said.values()) == 1, "something was said twice"
+    logged = Counter(texts(events))
+    assert max(logged.values()) == 1, "a message is in the log twice"
     assert (
         set(acknowledged.values())
-        <= said.keys()
+        <= logged.keys()
         <= {*acknowledged.values(), *unknown, "the end", "the very end"}
     )

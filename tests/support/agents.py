@@ -49,8 +49,8 @@ class Agents:
         self.busy: Counter[str] = Counter()
         """The number of calls in flight, by path."""
         self.busiest: Counter[str] = Counter()
-        """The maximum number of calls in flight, by path; in all, under the empty path."""
-        self.leaving = asyncio.Event()
+        """The maximum number of calls in flight, by path; the empty path stands for all calls."""
+        self.stopping = asyncio.Event()
         self._behaviours: defaultdict[str, list[Behaviour]] = defaultdict(lambda: [answers({})])
 
     def on(self, path: str, *behaviours: Behaviour) -> None:
@@ -66,8 +66,8 @@ class Agents:
         path = request.path
         now = datetime.now(UTC)
         self.calls.append(Call(path, request.headers.copy(), await request.read(), now))
-        told = self._behaviours[path]
-        behaviour = told.pop(0) if len(told) > 1 else told[0]
+        behaviours = self._behaviours[path]
+        behaviour = behaviours.pop(0) if len(behaviours) > 1 else behaviours[0]
         self.busy[path] += 1
         self.busiest[path] = max(self.busiest[path], self.busy[path])
         self.busiest[""] = max(self.busiest[""], self.busy.total())
@@ -86,7 +86,7 @@ async def running_agents() -> AsyncIterator[Agents]:
     async with TestServer(app, skip_url_asserts=True) as server:
         agents.url = str(server.make_url("")).rstrip("/")
         yield agents
-        agents.leaving.set()
+        agents.stopping.set()
 
 
 def answers(body: object, status: int = 200, **headers: str) -> Behaviour:
@@ -99,8 +99,8 @@ def answers_bytes(body: bytes, status: int = 200, **headers: str) -> Behaviour:
 
     async def behave(request: web.Request) -> web.StreamResponse:
         del request
-        shown = {name.replace("_", "-"): value for name, value in headers.items()}
-        return web.Response(body=body, status=status, headers=shown, content_type="application/json")
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(body=body, status=status, headers=sent, content_type="application/json")
 
     return behave
 
@@ -152,7 +152,7 @@ def hangs_up() -> Behaviour:
 
 
 def stops_short() -> Behaviour:
-    """Half an answer, behind which the connection is closed."""
+    """Half an answer, after which the connection is closed."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})

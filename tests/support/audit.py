@@ -1,4 +1,4 @@
-"""What docs/audit.md offers for auditing without this software: a script, and a query."""
+"""The script and the queries that docs/audit.md provides for auditing without this software."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 VERIFIER = DOCS / "verify_export.py"
 
 
-def sql_of_the_docs() -> str:
-    """The query that docs/audit.md shows."""
+def documented_query() -> str:
+    """The query in docs/audit.md that verifies the log."""
     return _sql_in(r"^```sql$(.*?)^```$")
 
 
 def sql_for_keys_that_came_back() -> str:
-    """The statements in docs/audit.md for when a destroyed key is there again."""
+    """The statements in docs/audit.md for destroyed keys that a restored backup has brought back."""
     return _sql_in(r"^  ```sql$(.*?)^  ```$")
 
 
@@ -31,8 +31,8 @@ def _sql_in(fence: str) -> str:
 
 
 async def first_bad_position_by_sql(connection: Connection) -> int | None:
-    """The result of that query."""
-    row = await (await connection.execute(sql_of_the_docs().encode())).fetchone()
+    """The first position at which the documented query finds a problem, or None."""
+    row = await (await connection.execute(documented_query().encode())).fetchone()
     return row[0] if row else None
 
 

@@ -1,4 +1,4 @@
-"""A squad after a break in service: its log ends some time ago."""
+"""A squad after an outage: its log ends some time ago."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AWAY = timedelta(minutes=10)
 
 
 async def recorded_before_the_break(dsn: str, *commands: AnyCommand, away: timedelta = AWAY) -> datetime:
-    """Make a squad in which these commands were the last ones; return when they were recorded."""
+    """Record these commands as the last ones before an outage; return when they were recorded."""
     async with connected(dsn) as connection:
         now = await log.clock(connection)
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
-"""The `squad` command as users type it, in a process of its own.
+"""The `squad` command as users run it, in a separate process.
 
 Normally that is a fork of a process that has loaded the command (tests/support/forked.py). With
-`command=SQUAD` it is the installed command, found, started and loaded as for users. So it is if an
-environment variable is given that Python reads at startup.
+`command=SQUAD`, or if an environment variable is given that Python reads at startup, it is the installed
+command, found, started and loaded as for users.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Ended(NamedTuple):
 async def start(
     folder: Path, *arguments: str, command: Path | str | None = None, **settings: str
 ) -> Process:
-    """Start it in a folder, with only these settings, and with pipes for its output."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-    environment = {**ours, "COLUMNS": "160", **settings}
+    """Start the command in a folder, with only these settings, and with pipes for its output."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
+    environment = {**inherited, "COLUMNS": "160", **settings}
     if command is None and can_be_forked(settings):
         return await fork(*arguments, cwd=folder, env=environment)
     return await asyncio.create_subprocess_exec(
@@ -65,7 +65,7 @@ async def start(
 
 
 async def end(process: Process) -> Ended:
-    """Wait until it exits."""
+    """Wait until a command exits."""
     async with asyncio.timeout(ENDS_WITHIN_SECONDS):
         output, errors = await process.communicate()
     assert process.returncode is not None
@@ -73,7 +73,7 @@ async def end(process: Process) -> Ended:
 
 
 async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
-    """Run it until it exits."""
+    """Run the command until it exits."""
     return await end(await start(folder, *arguments, **settings))
 
 
@@ -81,7 +81,7 @@ async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
 async def squad_command(
     *arguments: str, cwd: Path, command: Path | str | None = None
 ) -> AsyncIterator[Process]:
-    """A running command, killed after the block if it is still there."""
+    """A running command, killed after the block if it is still running."""
     process = await start(cwd, *arguments, command=command)
     try:
         yield process
@@ -92,7 +92,7 @@ async def squad_command(
 
 
 async def finished(*arguments: str, cwd: Path) -> str:
-    """The output of a command, which must succeed."""
+    """Run the command, which must succeed; return its output."""
     ended = await squad(cwd, *arguments)
     assert ended.code == 0, ended.errors
     return ended.output

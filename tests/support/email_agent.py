@@ -1,4 +1,4 @@
-"""The surroundings of the e-mail agent in its tests: a mailbox, an orchestrator, a language model."""
+"""A mailbox, an orchestrator and a language model for tests of the e-mail agent."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def settings(**fields: Any) -> Settings:
 @contextmanager
 def mailbox(folder: Path) -> Iterator[ImapServer]:
     """A real IMAP server with one empty mailbox."""
-    office = imap_server.choose(folder, free_ports(1)[0])
+    server = imap_server.choose(folder, free_ports(1)[0])
     with running(
-        office.name, office.command, folder / "imap.log", cwd=ROOT, environment=dict(os.environ)
+        server.name, server.command, folder / "imap.log", cwd=ROOT, environment=dict(os.environ)
     ) as child:
 
         async def opened() -> bool:
             child.check()
-            return await office.is_open()
+            return await server.is_open()
 
         asyncio.run(eventually(opened, within_seconds=30))
-        yield office
+        yield server
 
 
-def mailbox_settings(office: ImapServer, **fields: Any) -> Settings:
+def mailbox_settings(server: ImapServer, **fields: Any) -> Settings:
     """Settings for a mailbox."""
-    return settings(**{"imap_port": office.port, **fields})
+    return settings(**{"imap_port": server.port, **fields})
 
 
 class FakeSquad:

@@ -35,7 +35,7 @@ async def emails(member: Member, count: int, *, classified: bool = False) -> lis
 
 
 async def email_job(member: Member, task: str, timeout_seconds: float = 30.0) -> None:
-    """Define a job with a built-in task that only runs when requested."""
+    """Define a job for a built-in task that runs only when requested."""
     await define(member, task, task=task, agent=AGENT, timeout_seconds=timeout_seconds)
 
 

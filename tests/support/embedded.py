@@ -1,4 +1,4 @@
-"""Data folders for single tests, and the embedded Postgres in them: inspected, and killed."""
+"""Data folders for single tests, and the embedded Postgres in them: to start, inspect and kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def new_data_folder() -> Iterator[Path]:
-    """A folder for an embedded Postgres, which is stopped at the end, whoever started it."""
+    """A folder for an embedded Postgres, which is stopped at the end even if another process started it."""
     # Not in pytest's own folder, which each run makes inaccessible to other users, such as the server's.
     folder = temporary_folder("squad-test-")
     try:

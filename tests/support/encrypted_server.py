@@ -50,7 +50,7 @@ class EncryptedServer(NamedTuple):
     certificate: Path
 
     def dsn(self, **different: str) -> str:
-        """A DSN that verifies the server, with some parameters replaced by the test's."""
+        """A DSN that verifies the server, with these parameters added or replaced."""
         parts = {
             "host": HOST,
             "hostaddr": "127.0.0.1",

@@ -1,4 +1,4 @@
-"""What is left of a person in a squad's database, and whether keys were used correctly."""
+"""Checks of erasure: what a database still has of a person, and whether keys were used correctly."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ async def everything(dsn: str, schema: str = SCHEMA) -> str:
 
 
 async def remains(dsn: str, texts: Iterable[str]) -> list[str]:
-    """Return the texts that are found in a table of the squad.
+    """Return those of the texts that some table of the squad contains.
 
-    They must contain a character that base64 does not use, or a ciphertext may contain them by chance.
+    Each text must have a character that base64 does not use, or a ciphertext may contain it by chance.
     """
     found = await everything(dsn)
-    # As they are in the text of a row, in which characters other than letters may be escaped.
+    # The text of a row may have characters other than letters in escaped form.
     return [text for text in texts if text in found or text.encode().hex() in found]
 
 
@@ -58,7 +58,7 @@ async def assert_keys_were_used_in_time(dsn: str) -> int:
     Returns:
         The number of encrypted events.
     """
-    sealed_with: list[tuple[int, str]] = []
+    encrypted: list[tuple[int, str]] = []
     destroyed: dict[str, int] = {}
     async with connected(dsn) as connection:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -66,11 +66,11 @@ async def assert_keys_were_used_in_time(dsn: str) -> int:
             if row.type == SubjectForgotten.type:
                 destroyed.setdefault(orjson.loads(row.data)["key_id"], row.position)
             elif key_id := sealing.key_of(row):
-                sealed_with.append((row.position, key_id))
-        there = await keys_there(connection)
-    assert not there & destroyed.keys(), "a destroyed key still exists"
-    for position, key_id in sealed_with:
-        assert key_id in there or destroyed.get(key_id, 0) > position, (
+                encrypted.append((row.position, key_id))
+        existing = await keys_there(connection)
+    assert not existing & destroyed.keys(), "a destroyed key still exists"
+    for position, key_id in encrypted:
+        assert key_id in existing or destroyed.get(key_id, 0) > position, (
             f"{position} was encrypted with a key that did not exist"
         )
-    return len(sealed_with)
+    return len(encrypted)

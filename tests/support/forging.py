@@ -1,4 +1,4 @@
-"""A superuser who rewrites history unnoticed."""
+"""Tampering with the log as a superuser who bypasses its triggers."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _ALWAYS = (
 
 
 async def some_history(connection: Connection) -> None:
-    """Append twelve events: a message at every even position, and its acknowledgement at the next one."""
-    scribe = LogWriter(connection)
-    await scribe.append(joined("alice"))
+    """Append twelve events: a message at each even position, its acknowledgement at the next one."""
+    log_writer = LogWriter(connection)
+    await log_writer.append(joined("alice"))
     for position in range(2, EVENTS, 2):
         message = said(f"message {position}")
-        await scribe.append(message, idempotency_key=f"key-{position}")
+        await log_writer.append(message, idempotency_key=f"key-{position}")
         acknowledged = MessageAcknowledged(message_id=message.message_id, agent="alice")
-        await scribe.append(acknowledged, caused_by=position)
-    await scribe.append(said("message 12"))
+        await log_writer.append(acknowledged, caused_by=position)
+    await log_writer.append(said("message 12"))
 
 
 @asynccontextmanager
 async def unguarded(connection: Connection) -> AsyncIterator[None]:
-    """Disable the log's triggers for the duration of the block, without a trace."""
+    """Disable the log's triggers for the duration of the block, then restore them as they were."""
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     yield
     await connection.execute("ALTER TABLE events ENABLE TRIGGER ALL")
@@ -52,14 +52,14 @@ async def unguarded(connection: Connection) -> AsyncIterator[None]:
 
 
 async def forge(connection: Connection, *changes: LiteralString) -> None:
-    """Run statements that the log would refuse."""
+    """Run statements that the log's triggers would refuse."""
     async with unguarded(connection):
         for change in changes:
             await connection.execute(change)
 
 
 async def hash_anew(connection: Connection) -> None:
-    """Recompute the hash of every event, so that the chain holds again."""
+    """Recompute the hash of every event, so that the chain verifies again."""
     previous = GENESIS_HASH
     async with unguarded(connection):
         for recorded in await whole_log(connection):
@@ -70,7 +70,7 @@ async def hash_anew(connection: Connection) -> None:
 
 
 async def write_anew(connection: Connection, first_id: str | None = None) -> None:
-    """Replace the whole log by another history that keeps every promise."""
+    """Replace the whole log by a different one that is valid in itself."""
     await forge(
         connection, "UPDATE events SET data = replace(data::text, 'message', 'massage')::json, actor = 'x'"
     )

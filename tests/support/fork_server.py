@@ -1,4 +1,4 @@
-"""A process that has loaded the `squad` command, and runs it in forks of itself.
+"""A process that loads the `squad` command once and runs it in forks of itself.
 
 It is started as ``python -m tests.support.fork_server SOCKET``; its client is tests/support/forked.py.
 """
@@ -21,9 +21,9 @@ DESCRIPTORS = 4
 
 
 class Request(NamedTuple):
-    """A request, in the fork that becomes the command."""
+    """What the fork that becomes the command needs of its request."""
 
-    conversation: socket.socket
+    reply_socket: socket.socket
     streams: list[int]
 
 
@@ -32,74 +32,74 @@ def number(value: int) -> bytes:
     return value.to_bytes(NUMBER_BYTES, "big", signed=True)
 
 
-def serve(asking: socket.socket) -> Request:
+def serve(requests: socket.socket) -> Request:
     """Fork on request, and report each fork's pid and its exit code.
 
     Returns only in the forks; the process itself exits once its client is gone.
     """
     running: dict[int, socket.socket] = {}
-    ended, wakes = socket.socketpair()
-    for end in (ended, wakes):
+    exited, wakeup = socket.socketpair()
+    for end in (exited, wakeup):
         end.setblocking(False)
-    signal.set_wakeup_fd(wakes.fileno())
-    # Ctrl-C is for the client, which ends what it started.
+    signal.set_wakeup_fd(wakeup.fileno())
+    # Ctrl-C is for the client, which stops what it started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    asking.sendall(READY)
+    requests.sendall(READY)
     while True:
-        readable, _, _ = select.select([asking, ended], [], [])
-        if ended in readable:
-            ended.recv(4096)
-            tell_of_ended(running)
-        if asking not in readable:
+        readable, _, _ = select.select([requests, exited], [], [])
+        if exited in readable:
+            exited.recv(4096)
+            report_exited_forks(running)
+        if requests not in readable:
             continue
-        message, descriptors, _, _ = socket.recv_fds(asking, 1, DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(requests, 1, DESCRIPTORS)
         if not message:
             sys.exit()
-        conversation = socket.socket(fileno=descriptors[0])
+        reply_socket = socket.socket(fileno=descriptors[0])
         pid = os.fork()
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for end in (asking, ended, wakes, *running.values()):
+            for end in (requests, exited, wakeup, *running.values()):
                 end.close()
-            return Request(conversation, descriptors[1:])
-        running[pid] = conversation
-        conversation.sendall(number(pid))
+            return Request(reply_socket, descriptors[1:])
+        running[pid] = reply_socket
+        reply_socket.sendall(number(pid))
         for descriptor in descriptors[1:]:
             os.close(descriptor)
 
 
-def tell_of_ended(running: dict[int, socket.socket]) -> None:
-    """Report forks that have exited to those who requested them."""
+def report_exited_forks(running: dict[int, socket.socket]) -> None:
+    """Report forks that have exited to the clients that requested them."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             break
-        with running.pop(pid) as conversation:
+        with running.pop(pid) as reply_socket:
             try:
-                conversation.sendall(number(os.waitstatus_to_exitcode(status)))
+                reply_socket.sendall(number(os.waitstatus_to_exitcode(status)))
             except OSError:
-                # The one who requested it is gone.
+                # The client that requested the fork is gone.
                 continue
 
 
 def become(request: Request) -> None:
     """Take over the request's arguments, environment, folder and streams."""
-    with request.conversation as conversation, conversation.makefile() as told:
-        order = json.load(told)
-    os.chdir(order["folder"])
+    with request.reply_socket as reply_socket, reply_socket.makefile() as file:
+        command = json.load(file)
+    os.chdir(command["folder"])
     os.environ.clear()
-    os.environ.update(order["environment"])
-    sys.argv = order["arguments"]
+    os.environ.update(command["environment"])
+    sys.argv = command["arguments"]
     for place, descriptor in enumerate(request.streams):
         os.dup2(descriptor, place)
         os.close(descriptor)
 
 
 def main() -> None:
-    """Load the command as the command itself does, and run it in forks."""
+    """Load the command as its own entry point does, and run it in forks."""
     gc.disable()
     import service.cli  # noqa: F401
     from service.__main__ import main as command

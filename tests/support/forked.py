@@ -1,10 +1,10 @@
 """The `squad` command in a forked process, without the cost of loading it each time.
 
-Loading takes longer than most of what the tests have the command do, and they start it hundreds of times.
+Loading takes longer than most of what the tests do with the command, and they start it hundreds of times.
 So a separate process (tests/support/fork_server.py) loads it once, and forks. A fork has the arguments,
 working folder, environment, standard streams, signals and process group that the installed command would
-have. What Python itself reads from the environment at startup (`PYTHONIOENCODING` and the like) has no
-effect on it, and it is not suitable for a test of how the command is found, started or loaded.
+have. Variables that Python itself reads at startup (`PYTHONIOENCODING` and the like) have no effect on it,
+and it is not suitable for a test of how the command is found, started or loaded.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SQUAD: Final = Path(sys.executable).with_name("squad")
 """The installed command."""
 
 _ROOT = Path(__file__).parents[2]
-_ONE_AT_A_TIME = Lock()
-_READ_BY_THE_COMMAND = ("SQUAD_", "PG", "COLUMNS")
+_START_LOCK = Lock()
+_VARIABLE_PREFIXES = ("SQUAD_", "PG", "COLUMNS")
 
 
 def can_be_forked(settings: Mapping[str, str]) -> bool:
     """Whether a fork can have these environment variables as if it had been started with them."""
     # On systems other than Linux, not all libraries work after a fork.
-    return sys.platform == "linux" and all(name.startswith(_READ_BY_THE_COMMAND) for name in settings)
+    return sys.platform == "linux" and all(name.startswith(_VARIABLE_PREFIXES) for name in settings)
 
 
 class Forked:
@@ -65,13 +65,13 @@ class Forked:
         stderr: int,
     ) -> None:
         self.returncode: int | None = None
-        order = {"arguments": [str(SQUAD), *arguments], "folder": str(cwd), "environment": dict(env)}
-        self._conversation, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(_asking(), [b"F"], [theirs.fileno(), stdin, stdout, stderr])
+        command = {"arguments": [str(SQUAD), *arguments], "folder": str(cwd), "environment": dict(env)}
+        self._reply_socket, remote = socket.socketpair()
+        with remote:
+            socket.send_fds(_request_socket(), [b"F"], [remote.fileno(), stdin, stdout, stderr])
         self.pid = self._number(socket.MSG_WAITALL)
-        self._conversation.sendall(json.dumps(order).encode())
-        self._conversation.shutdown(socket.SHUT_WR)
+        self._reply_socket.sendall(json.dumps(command).encode())
+        self._reply_socket.shutdown(socket.SHUT_WR)
 
     def poll(self) -> int | None:
         """The exit code, or minus the signal that killed it; None while it runs."""
@@ -80,7 +80,7 @@ class Forked:
                 self.returncode = self._number(socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
-            self._conversation.close()
+            self._reply_socket.close()
         return self.returncode
 
     def wait(self) -> int:
@@ -91,7 +91,7 @@ class Forked:
 
     def fileno(self) -> int:
         """A descriptor that becomes readable once it has exited."""
-        return self._conversation.fileno()
+        return self._reply_socket.fileno()
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has exited."""
@@ -102,11 +102,11 @@ class Forked:
         """Kill it."""
         self.send_signal(signal.SIGKILL)
 
-    def _number(self, how: int) -> int:
-        said = self._conversation.recv(NUMBER_BYTES, how)
-        if len(said) != NUMBER_BYTES:
-            raise ChildProcessError("the process that forks the command has ended")
-        return int.from_bytes(said, "big", signed=True)
+    def _number(self, flags: int) -> int:
+        reply = self._reply_socket.recv(NUMBER_BYTES, flags)
+        if len(reply) != NUMBER_BYTES:
+            raise ChildProcessError("the process that forks the command has exited")
+        return int.from_bytes(reply, "big", signed=True)
 
 
 class ForkedWithPipes:
@@ -148,10 +148,10 @@ class ForkedWithPipes:
 
 
 async def _end(forked: Forked) -> int:
-    loop, seen = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(forked, seen.set)
+    loop, exited = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(forked, exited.set)
     try:
-        await seen.wait()
+        await exited.wait()
     finally:
         loop.remove_reader(forked)
     return forked.wait()
@@ -159,20 +159,20 @@ async def _end(forked: Forked) -> int:
 
 async def fork(*arguments: str, cwd: Path, env: Mapping[str, str]) -> ForkedWithPipes:
     """Fork a command with an empty input, and with pipes for its output."""
-    await have_loaded()
+    await start_fork_server()
     (output, to_output), (errors, to_errors) = os.pipe(), os.pipe()
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    empty = os.open(os.devnull, os.O_RDONLY)
     try:
-        forked = Forked(*arguments, cwd=cwd, env=env, stdin=nothing, stdout=to_output, stderr=to_errors)
+        forked = Forked(*arguments, cwd=cwd, env=env, stdin=empty, stdout=to_output, stderr=to_errors)
     finally:
-        for descriptor in (nothing, to_output, to_errors):
+        for descriptor in (empty, to_output, to_errors):
             os.close(descriptor)
     return ForkedWithPipes(forked, await _reader(output), await _reader(errors))
 
 
-async def have_loaded() -> None:
-    """Wait until there is a process to fork from, which the first call starts."""
-    await asyncio.to_thread(_asking)
+async def start_fork_server() -> None:
+    """Start the process that forks, unless it is running, and wait until it is ready."""
+    await asyncio.to_thread(_request_socket)
 
 
 async def _reader(pipe: int) -> asyncio.StreamReader:
@@ -183,30 +183,31 @@ async def _reader(pipe: int) -> asyncio.StreamReader:
     return reader
 
 
-def _asking() -> socket.socket:
+def _request_socket() -> socket.socket:
     """The socket for requesting forks."""
-    with _ONE_AT_A_TIME:
-        return _loaded()
+    with _START_LOCK:
+        return _fork_server()
 
 
 @functools.cache
-def _loaded() -> socket.socket:
-    asking, theirs = socket.socketpair()
-    with theirs:
+def _fork_server() -> socket.socket:
+    """Start the process that forks; return the socket for requests to it."""
+    requests, remote = socket.socketpair()
+    with remote:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.support.fork_server", str(remote.fileno())],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             # Nothing is written to this pipe. It makes forks treat their output as going to a pipe.
             stdout=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[remote.fileno()],
         )
 
     @atexit.register
     def end() -> None:
-        asking.close()
+        requests.close()
         process.wait()
 
-    if asking.recv(1) != READY:
-        raise ChildProcessError("the command cannot be loaded; why is said above")
-    return asking
+    if requests.recv(1) != READY:
+        raise ChildProcessError("the command cannot be loaded; its output above says why")
+    return requests

@@ -1,4 +1,4 @@
-"""A process that runs jobs, reduced to what tests need: a writer, a scheduler, and the log that it saw."""
+"""A process that runs jobs, reduced to what tests need: a writer, a scheduler, the events seen."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEVER = "300d"
 
 
 class Member:
-    """One process of a squad."""
+    """A process that runs jobs; it records every event that it sees."""
 
     def __init__(self, writer: Writer, scheduler: Scheduler, keyring: Keyring) -> None:
         self.writer = writer
@@ -86,18 +86,18 @@ class Member:
         """Run a job and wait until the run has ended."""
         return await self.finished(await self.run_now(job))
 
-    def before(self, kind: type[do.Command], happens: Callable[[], Awaitable[object]]) -> None:
-        """Call `happens` before each command of this type is submitted to the writer."""
+    def before(self, kind: type[do.Command], callback: Callable[[], Awaitable[object]]) -> None:
+        """Call `callback` before each command of this type is submitted to the writer."""
         submit = self.writer.submit
 
         async def submit_later(
             request: Request, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS
         ) -> Outcome:
             if isinstance(request.command, kind):
-                await happens()
+                await callback()
             return await submit(request, timeout_seconds)
 
-        self.writer.submit = submit_later  # type: ignore[method-assign] # for as long as it is there
+        self.writer.submit = submit_later  # type: ignore[method-assign] # for the rest of the test
 
     def vanish(self) -> None:
         """End like a killed process, without submitting or releasing anything more."""
@@ -109,7 +109,7 @@ class Member:
             del request, timeout_seconds
             raise Stopping
 
-        self.writer.submit = refuse  # type: ignore[method-assign] # nobody is there any more
+        self.writer.submit = refuse  # type: ignore[method-assign] # a killed process submits nothing
 
 
 @contextlib.asynccontextmanager
@@ -144,11 +144,11 @@ async def running_member(
                 task.cancel()
             ends = await asyncio.gather(*member.tasks, return_exceptions=True)
         for end in ends:
-            assert end is None or isinstance(end, asyncio.CancelledError), f"a part ended with {end!r}"
+            assert end is None or isinstance(end, asyncio.CancelledError), f"a task ended with {end!r}"
 
 
 async def _recall(member: Member, dsn: str) -> None:
-    """Add the events from before the process started to its log."""
+    """Prepend the events from before the process started to those it has seen."""
     async with connected(dsn) as connection:
         before = await whole_log(connection)
     member.log[:] = [*before, *(item for item in member.log if item.position > len(before))]

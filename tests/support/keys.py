@@ -1,4 +1,4 @@
-"""API keys for tests: created and revoked as `squad keys` does it, by a separate writer."""
+"""API keys for tests, created and revoked by a separate writer, as by `squad keys`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ async def make_key(
     dsn: str, scope: KeyScope = "operator", agent: str | None = None, *, expires_days: int | None = None
 ) -> api_keys.NewKey:
     """Create a key of a squad; running services learn of it a moment later."""
-    made = api_keys.make()
+    key = api_keys.make()
     command = do.CreateKey(
-        key_id=made.id, digest=made.digest, scope=scope, for_agent=agent, expires_days=expires_days
+        key_id=key.id, digest=key.digest, scope=scope, for_agent=agent, expires_days=expires_days
     )
     assert (await _decided(dsn, command)).refusal is None
-    return made
+    return key
 
 
 async def revoke_key(dsn: str, key: api_keys.NewKey) -> int:

@@ -1,8 +1,7 @@
-"""`squad` with injected faults whose exceptions leak texts: `python tests/support/leaky_squad.py up ...`.
+"""`squad` with faults whose exceptions contain client texts: `python tests/support/leaky_squad.py up ...`.
 
-A message that contains `STUMBLE` makes its decision fail; a task title that contains it, its request. A
-text that contains `LATER` makes an observer of the log fail, and a background task. Each exception repeats
-the text.
+A message that contains the text `STUMBLE` makes its decision fail; a task title that contains it makes its
+request fail. Data that contains `LATER` makes an observer of the log fail, and a background task.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PROGRAM = (sys.executable, str(Path(__file__).resolve()))
 
 
 async def _fail(text: str) -> None:
-    raise LookupError(f"what is to be done with {text}?")
+    raise LookupError(f"cannot process {text}")
 
 
 def main() -> None:

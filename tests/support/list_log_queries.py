@@ -1,6 +1,6 @@
 """A `LogQueries` that is a list: every query scans all of it.
 
-The reader of the log in Postgres must give the same answers, so this is also its reference.
+It is also the reference for the reader of the log in Postgres, which must give the same answers.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class ListLogQueries:
     async def before(self, moment: datetime) -> LoggedEvent | None:
         return next((item for item in self.log[::-1] if item.at.recorded_at < moment), None)
 
-    async def of_request(self, told: LoggedEvent) -> list[LoggedEvent]:
-        return [item for item in self.log if item.at.correlation_id == told.at.correlation_id]
+    async def of_request(self, item: LoggedEvent) -> list[LoggedEvent]:
+        return [other for other in self.log if other.at.correlation_id == item.at.correlation_id]
 
-    async def effects(self, told: LoggedEvent, limit: int) -> list[LoggedEvent]:
-        return [item for item in self.log if item.at.caused_by == told.at.position][:limit]
+    async def effects(self, item: LoggedEvent, limit: int) -> list[LoggedEvent]:
+        return [other for other in self.log if other.at.caused_by == item.at.position][:limit]
 
     async def spending(self, began: LoggedEvent, upto: int, agent: str | None) -> Spending:
         assert isinstance(began.event, BudgetDayReset)

@@ -1,4 +1,4 @@
-"""A log written by hand: events without decisions, for tests of storing, reading and following the log."""
+"""Events appended without decisions, for tests of storing, reading and following the log."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LogWriter:
         self._versions: Counter[str] = Counter()
 
     def row(self, event: AnyEvent, recorded_at: datetime, **different: Any) -> Recorded:
-        """The event as the next row of the log, with some columns replaced by the test's."""
+        """The event as the next row of the log, with these columns replaced."""
         row = Recorded(
             position=self.head.position + 1,
             id=new_id(),
@@ -63,22 +63,22 @@ class LogWriter:
         )._replace(**different)
         return row._replace(hash=hash_of(self.head.hash, row))
 
-    def _goes_on(self, row: Recorded) -> None:
+    def _advance_head(self, row: Recorded) -> None:
         self.head = Head(row.position, row.hash, row.recorded_at)
         self._versions[row.stream] = row.version
 
     async def catch_up(self) -> None:
-        """Read what others have appended."""
+        """Advance to the head of the log, past the events of others."""
         while page := await log.read_after(self.connection, self.head.position):
             for row in page:
-                self._goes_on(row)
+                self._advance_head(row)
 
     async def append(
         self, *events: AnyEvent, at: datetime | None = None, **different: Any
     ) -> list[Recorded]:
         """Append the events as one batch, recorded now or at the given moment.
 
-        If that raises, the scribe's position is unchanged.
+        If that raises, `head` is unchanged.
         """
         now = await log.clock(self.connection)
         before, versions = self.head, self._versions.copy()
@@ -86,7 +86,7 @@ class LogWriter:
         try:
             for event in events:
                 rows.append(self.row(event, at or now, **different))
-                self._goes_on(rows[-1])
+                self._advance_head(rows[-1])
             await log.append(self.connection, rows, now)
         except BaseException:
             self.head, self._versions = before, versions

@@ -1,4 +1,4 @@
-"""Running parts of a squad as context managers, and the backends behind their connections."""
+"""Context managers that run parts of a service, and helpers for their commands, connections and locks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SCHEMA = "squad"
 
 
 @contextlib.asynccontextmanager
-async def running(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run parts that never end by themselves; one that ends or raises fails the test."""
-    tasks = [asyncio.create_task(part) for part in parts]
+async def running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines that must not end by themselves; one that ends or raises fails the test."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         yield
         for task in tasks:
@@ -39,7 +39,7 @@ async def running(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     for outcome in outcomes:
-        assert isinstance(outcome, asyncio.CancelledError), f"a part ended with {outcome!r}"
+        assert isinstance(outcome, asyncio.CancelledError), f"a task ended with {outcome!r}"
 
 
 @contextlib.asynccontextmanager
@@ -106,7 +106,7 @@ def message(text: str, *, agent: str = "alice") -> do.SendMessage:
 
 @contextlib.asynccontextmanager
 async def connected(dsn: str, schema: str = SCHEMA) -> AsyncIterator[Connection]:
-    """A connection for inspecting a squad."""
+    """A connection to a squad's database."""
     async with await connect(dsn, schema, name="squad test") as connection:
         yield connection
 

@@ -1,4 +1,4 @@
-"""Debian's pgbouncer in front of a database, in transaction mode: started, killed, and started again."""
+"""Debian's pgbouncer in front of a database, to start, kill and restart."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ default_pool_size = {size}
 
 
 class Pooler:
-    """A pgbouncer. `dsn` leads to the database through it."""
+    """A pgbouncer process; `dsn` connects to the database through it."""
 
     def __init__(self, dsn: str, folder: Path, mode: str, size: int) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
 Kind = Literal["given", "docker", "embedded"]
-Wish = Literal["auto", "docker", "embedded"]
+RequestedKind = Literal["auto", "docker", "embedded"]
 Value = TypeVar("Value")
 
 DEFAULT_IMAGE = "postgres:18"
@@ -67,8 +67,8 @@ class PostgresServer:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
-    def hurry(self) -> None:
-        """Turn off waiting for the disk: the shared server need not survive a power failure."""
+    def disable_fsync(self) -> None:
+        """Turn off fsync: the shared server need not survive a power failure."""
         for setting in ("fsync = off", "full_page_writes = off"):
             self.execute(f"ALTER SYSTEM SET {setting}")
         self.execute("SELECT pg_reload_conf()")
@@ -112,13 +112,13 @@ def choose() -> Choice:
     """Choose a server, which takes a moment at most."""
     if "SQUAD_TEST_DSN" in os.environ:
         return Choice("given", "SQUAD_TEST_DSN")
-    wish = _wish()
-    if wish == "embedded":
+    requested = _requested_kind()
+    if requested == "embedded":
         return Choice("embedded")
     problem = _engine_problem()
     if problem is None:
         return Choice("docker", _image())
-    if wish == "docker":
+    if requested == "docker":
         raise pytest.UsageError(f"SQUAD_TEST_POSTGRES=docker, but {problem}")
     return Choice("embedded", problem)
 
@@ -131,7 +131,7 @@ def running(choice: Choice) -> Iterator[PostgresServer]:
             try:
                 dsn = stack.enter_context(_container(choice.remark))
             except Exception as error:
-                if _wish() == "docker":
+                if _requested_kind() == "docker":
                     raise
                 choice = Choice("embedded", f"no container of {choice.remark}: {_first_line(error)}")
         if choice.kind == "given":
@@ -142,7 +142,7 @@ def running(choice: Choice) -> Iterator[PostgresServer]:
             version = connection.info.parameter_status("server_version") or "unknown"
         server = PostgresServer(dsn, choice.kind, version, choice.remark)
         if choice.kind != "given":
-            server.hurry()
+            server.disable_fsync()
         yield server
 
 
@@ -197,12 +197,14 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _wish() -> Wish:
-    wish = os.environ.get("SQUAD_TEST_POSTGRES", "auto")
-    for known in get_args(Wish):
-        if wish == known:
-            return cast("Wish", known)
-    raise pytest.UsageError(f"SQUAD_TEST_POSTGRES={wish}: it is one of {', '.join(get_args(Wish))}")
+def _requested_kind() -> RequestedKind:
+    requested = os.environ.get("SQUAD_TEST_POSTGRES", "auto")
+    for known in get_args(RequestedKind):
+        if requested == known:
+            return cast("RequestedKind", known)
+    raise pytest.UsageError(
+        f"SQUAD_TEST_POSTGRES={requested}: it is one of {', '.join(get_args(RequestedKind))}"
+    )
 
 
 def _image() -> str:

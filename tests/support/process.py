@@ -1,7 +1,7 @@
-"""The service as users run it: `squad up` in a separate process, which ends with its block.
+"""The service as users run it: `squad up` in a separate process, stopped at the end of a block.
 
 The process is a fork of one that has loaded the command (tests/support/forked.py), unless a program is
-given: `INSTALLED` is the command as it is found, started and loaded by users.
+given: `INSTALLED` is the installed command, found, started and loaded as for users.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from tests.support.forked import SQUAD, Forked, can_be_forked, have_loaded
+from tests.support.forked import SQUAD, Forked, can_be_forked, start_fork_server
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ _URL = re.compile(r"listening on (http://\S+)")
 _SHOWN_CHARACTERS = 4_000
 
 INSTALLED = (str(SQUAD),)
-"""The installed command, for tests of that."""
+"""The installed command, as a program for `squad_up`."""
 
 _PROBE = aiohttp.ClientTimeout(total=3)
 
 
 class ServiceProcess:
-    """One `squad up`: started, stopped, killed, and started again, on a free port each time."""
+    """One `squad up`, which can be started, stopped, killed and restarted, on a free port each time."""
 
     def __init__(
         self,
@@ -47,15 +47,15 @@ class ServiceProcess:
         program: Sequence[str] | None = None,
     ) -> None:
         self.url = ""
-        # Also its working folder, so that it does not find a squad.toml of ours.
+        # Also its working folder, so that it does not read the developer's squad.toml.
         self._folder = Path(tempfile.mkdtemp(prefix="squad-process-"))
         self._output, self._errors = self._folder / "stdout", self._folder / "stderr"
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._program = program if program or can_be_forked(settings) else INSTALLED
         self._arguments = ("up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}")
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-        quiet = {"SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_SEED_JOBS": "false"}
-        self._environment = {**ours, **quiet, **settings}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
+        defaults = {"SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_SEED_JOBS": "false"}
+        self._environment = {**inherited, **defaults, **settings}
 
     @property
     def pid(self) -> int:
@@ -73,7 +73,7 @@ class ServiceProcess:
         assert not self.is_running
         await self._launch()
         self.url = await eventually(
-            self._says_where, within_seconds=_LISTENS_WITHIN_SECONDS, describe="squad up listens"
+            self._listening_url, within_seconds=_LISTENS_WITHIN_SECONDS, describe="squad up listens"
         )
 
     async def stop(self, *, within_seconds: float = 10.0) -> int:
@@ -91,7 +91,7 @@ class ServiceProcess:
         process = self._process
         assert process is not None
         await eventually(
-            lambda: process.poll() is not None, within_seconds=within_seconds, describe="squad up ends"
+            lambda: process.poll() is not None, within_seconds=within_seconds, describe="squad up exits"
         )
         code = process.poll()
         assert code is not None
@@ -127,11 +127,11 @@ class ServiceProcess:
         return self._errors.read_text().splitlines()
 
     def story(self) -> str:
-        """Its output so far, shortened to the end if it is long."""
-        said = self._output.read_text() + self._errors.read_text() if self._output.exists() else ""
-        return f"what `squad up` said:\n{said[-_SHOWN_CHARACTERS:] or '(nothing)'}"
+        """Its output so far; only the end if it is long."""
+        text = self._output.read_text() + self._errors.read_text() if self._output.exists() else ""
+        return f"output of `squad up`:\n{text[-_SHOWN_CHARACTERS:] or '(nothing)'}"
 
-    def leave_nothing(self) -> None:
+    def clean_up(self) -> None:
         """Kill the process, even if it is suspended, and remove its files."""
         if self._process is not None:
             self._process.kill()
@@ -140,12 +140,12 @@ class ServiceProcess:
 
     async def _launch(self) -> None:
         if not self._program:
-            await have_loaded()
-        self._process = self._launched()
+            await start_fork_server()
+        self._process = self._spawn()
 
-    def _launched(self) -> subprocess.Popen[bytes] | Forked:
+    def _spawn(self) -> subprocess.Popen[bytes] | Forked:
         with (
-            Path(os.devnull).open("rb") as nothing,
+            Path(os.devnull).open("rb") as empty,
             self._output.open("wb") as output,
             self._errors.open("ab") as errors,
         ):
@@ -154,7 +154,7 @@ class ServiceProcess:
                     [*self._program, *self._arguments],
                     cwd=self._folder,
                     env=self._environment,
-                    stdin=nothing,
+                    stdin=empty,
                     stdout=output,
                     stderr=errors,
                 )
@@ -162,13 +162,13 @@ class ServiceProcess:
                 *self._arguments,
                 cwd=self._folder,
                 env=self._environment,
-                stdin=nothing.fileno(),
+                stdin=empty.fileno(),
                 stdout=output.fileno(),
                 stderr=errors.fileno(),
             )
 
-    def _says_where(self) -> str:
-        assert self.is_running, "squad up ended instead of starting"
+    def _listening_url(self) -> str:
+        assert self.is_running, "squad up exited instead of starting"
         found = _URL.search(self._output.read_text())
         return found[1] if found else ""
 
@@ -181,7 +181,7 @@ async def squad_up(
     program: Sequence[str] | None = None,
     **settings: str,
 ) -> AsyncIterator[ServiceProcess]:
-    """A running service on a database or a data folder, stopped after the block however that ends.
+    """A running service on a database or a data folder, killed at the end of the block.
 
     If the test fails, the service's output is shown with the failure.
 
@@ -199,18 +199,18 @@ async def squad_up(
         error.add_note(service.story())
         raise
     finally:
-        service.leave_nothing()
+        service.clean_up()
 
 
 async def refused_start(*, dsn: str, **settings: str) -> str:
-    """Start a service that must fail to start; return its output."""
+    """The output of a service that must fail to start."""
     service = ServiceProcess(dsn=dsn, data=None, settings=settings)
     try:
         await service._launch()
         assert await service.ended(within_seconds=_LISTENS_WITHIN_SECONDS) != 0, service.story()
         return service.story()
     finally:
-        service.leave_nothing()
+        service.clean_up()
 
 
 def _far_from_now() -> str:

@@ -3,8 +3,8 @@
 A request is identified by a needle: bytes that the client sends, such as the text of a message, which is
 sent verbatim in a bound parameter. Each rule applies once.
 
-It can also simulate a network that drops everything for the duration of a block: connections stay open, new
-ones are accepted, and nothing arrives. What was sent meanwhile arrives afterwards, as with retransmissions,
+It can also simulate a network partition for the duration of a block: connections stay open, new ones are
+accepted, and nothing arrives. What was sent meanwhile arrives afterwards, as with TCP retransmissions,
 whether its sender still waits or not.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 65_536
 _READY_FOR_QUERY = ord("Z")
 _ANSWERED = b"QSHpX"
-"""Messages that the server answers without waiting for more: query, sync, flush, password, goodbye."""
+"""Messages that the server answers without waiting for more: query, sync, flush, password, terminate."""
 
 
 @dataclass(eq=False)
@@ -31,14 +31,14 @@ class Cut:
     """A rule: the request at which the connection breaks, and whether before or after it."""
 
     needle: bytes
-    where: Literal["before the request", "after the answer", "in front of the held request"]
+    where: Literal["before the request", "after the answer", "while the request is held"]
     happened: asyncio.Event = field(default_factory=asyncio.Event)
-    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def release(self) -> None:
-        """Let a held request reach the server after all; return when the server has processed it."""
-        self.let_go.set()
+        """Deliver a held request to the server after all; return when the server has processed it."""
+        self.released.set()
         await self.arrived.wait()
 
 
@@ -50,17 +50,17 @@ class Proxy:
         self._server_dsn = server_dsn
         self._rules: list[Cut] = []
         self._connections: set[asyncio.Task[None]] = set()
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._is_connected = asyncio.Event()
+        self._is_connected.set()
 
     @contextlib.contextmanager
-    def swallowing(self) -> Iterator[None]:
+    def partitioned(self) -> Iterator[None]:
         """Deliver nothing in either direction for the duration of the block."""
-        self._flows.clear()
+        self._is_connected.clear()
         try:
             yield
         finally:
-            self._flows.set()
+            self._is_connected.set()
 
     def cut_before(self, needle: bytes) -> Cut:
         """Cut at the next request with the needle, before it reaches the server."""
@@ -71,8 +71,8 @@ class Proxy:
         return self._rule(Cut(needle, "after the answer"))
 
     def hold(self, needle: bytes) -> Cut:
-        """Cut the client off while its request is in flight: the request arrives at `release`."""
-        return self._rule(Cut(needle, "in front of the held request"))
+        """Cut the client off while its request is in flight; the request arrives after `release`."""
+        return self._rule(Cut(needle, "while the request is held"))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
@@ -119,13 +119,13 @@ class Proxy:
                 writer.transport.abort()
                 cut.happened.set()
                 return
-            # Nobody receives what arrives from here on.
+            # Nothing that arrives from here on is forwarded.
             answers.cancel()
             await asyncio.wait([answers])
-            if cut.where == "in front of the held request":
+            if cut.where == "while the request is held":
                 writer.transport.abort()
                 cut.happened.set()
-                await cut.let_go.wait()
+                await cut.released.wait()
             to_server.write(request)
             await _skip_answer(from_server)
             writer.transport.abort()
@@ -141,24 +141,24 @@ class Proxy:
         """Forward requests until a rule applies; return the rule and the request."""
         to_server.write(await _startup(reader))
         while request := await _request(reader):
-            await self._flows.wait()
+            await self._is_connected.wait()
             for cut in self._rules:
                 if cut.needle in request:
                     self._rules.remove(cut)
                     return cut, request
             to_server.write(request)
             await to_server.drain()
-        await self._flows.wait()
+        await self._is_connected.wait()
         return None, b""
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward the server's messages; when the server disconnects, disconnect the client."""
         with contextlib.suppress(OSError):
             while chunk := await reader.read(_CHUNK_BYTES):
-                await self._flows.wait()
+                await self._is_connected.wait()
                 writer.write(chunk)
                 await writer.drain()
-            await self._flows.wait()
+            await self._is_connected.wait()
         writer.transport.abort()
 
     async def _server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -193,7 +193,7 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _skip_answer(reader: asyncio.StreamReader) -> None:
-    """Read the server's messages up to ReadyForQuery."""
+    """Discard the server's messages up to ReadyForQuery."""
     kind = 0
     while kind != _READY_FOR_QUERY:
         header = await reader.readexactly(5)

@@ -1,4 +1,4 @@
-"""A small random history of a squad: every kind of command, in an order given by a seed."""
+"""A small random history of a squad: commands of every kind, in an order determined by a seed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ROUNDS = JobSpec(agent="worker", endpoint="/rounds", cron="0 0 1 1 *")
 
 
 class RandomHistory:
-    """Generates commands in order; it may continue what it began, or abandon it."""
+    """Generates commands, some of which continue what earlier ones started."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
-        self._begun: dict[str, list[str]] = {}
+        self._started: dict[str, list[str]] = {}
         self._count = 0
 
     def next(self) -> do.AnyCommand:
@@ -40,38 +40,38 @@ class RandomHistory:
                 return do.SendMessage(
                     from_agent=agent, message=f"message {self._count}", data={"n": tokens}
                 )
-            case 3 if message := self._one("message"):
+            case 3 if message := self._pick("message"):
                 return do.AcknowledgeMessage(message_id=message, agent=agent)
             case 4 | 5:
                 return do.StartOperation(
                     agent=agent, action="reply", resources={"emailId": f"email-{tokens % 40}"}
                 )
-            case 6 if operation := self._one("operation"):
+            case 6 if operation := self._pick("operation"):
                 return do.RenewOperation(operation_id=operation)
-            case 7 if operation := self._one("operation"):
+            case 7 if operation := self._pick("operation"):
                 return do.FinishOperation(operation_id=operation, outcome="succeeded", tokens_used=tokens)
             case 8 | 9:
                 return do.ReserveTokens(agent=agent, tokens=tokens)
-            case 10 if reservation := self._one("reservation"):
+            case 10 if reservation := self._pick("reservation"):
                 return do.SettleReservation(reservation_id=reservation, tokens_used=tokens)
-            case 11 if reservation := self._one("reservation"):
+            case 11 if reservation := self._pick("reservation"):
                 return do.ReleaseReservation(reservation_id=reservation)
             case 12:
                 return do.CreateTask(title=f"task {self._count}", assigned_agent=agent)
-            case 13 if task := self._one("task"):
+            case 13 if task := self._pick("task"):
                 return do.UpdateTask(task_id=task, status=self._random.choice(("in_progress", "completed")))
             case 14:
                 return do.LogEmail(gmail_message_id=f"gmail-{self._count}", from_email="a@example.org")
-            case 15 if email := self._one("email"):
+            case 15 if email := self._pick("email"):
                 return do.UpdateEmail(email_id=email, status=self._random.choice(("classified", "sent")))
             case _:
                 return do.RecordUsage(agent=agent, tokens=tokens)
 
     def adjust(self, command: do.AnyCommand, outcome: Outcome) -> None:
-        """Note the outcome of a command."""
-        kind = _BEGIN.get(type(command))
+        """Remember what a command started, so that later commands can continue it."""
+        kind = _STARTING.get(type(command))
         if kind and outcome.refusal is None:
-            self._begun.setdefault(kind, []).append(outcome.reply["id"])
+            self._started.setdefault(kind, []).append(outcome.reply["id"])
 
     async def live(self, writer: Writer, commands: int) -> list[Outcome]:
         """Submit this many commands, one after another."""
@@ -87,13 +87,13 @@ class RandomHistory:
         while not enough.is_set():
             await self.live(writer, 10)
 
-    def _one(self, kind: str) -> str | None:
-        begun = self._begun.get(kind)
-        return self._random.choice(begun) if begun else None
+    def _pick(self, kind: str) -> str | None:
+        started = self._started.get(kind)
+        return self._random.choice(started) if started else None
 
 
 async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
-    """Live a life, with a job, a run and a key added so that every read table has rows."""
+    """Submit a random history with a job, a run and a key, so that every read table has rows."""
     key = api_keys.make()
     for command in (
         do.CreateKey(key_id=key.id, digest=key.digest, scope="operator"),
@@ -107,11 +107,11 @@ async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None
     await RandomHistory(seed).live(writer, commands)
 
 
-_BEGIN: dict[type[do.Command], str] = {
+_STARTING: dict[type[do.Command], str] = {
     do.SendMessage: "message",
     do.StartOperation: "operation",
     do.ReserveTokens: "reservation",
     do.CreateTask: "task",
     do.LogEmail: "email",
 }
-"""The commands that begin something that later commands may continue."""
+"""The commands that start something that later commands may continue."""

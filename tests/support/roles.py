@@ -1,4 +1,4 @@
-"""Database roles for a test, as on a managed Postgres: none of them is a superuser."""
+"""Database roles for a test, none of which is a superuser, as on a managed Postgres."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers for a test: a primary with a streaming standby; killed, promoted, copied."""
+"""Postgres servers for a test, such as a primary with a streaming standby, to kill, promote and copy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COPIED_WITHIN_SECONDS = 60.0
 
 
 class Server:
-    """A Postgres in a folder."""
+    """A Postgres server with its data in a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ class Server:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-        # A restart must not mistake a process that is about to exit for the server.
+        # A restart must not mistake an exiting process for the server.
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -74,17 +74,17 @@ class Server:
         for segment in shared:
             segment.unlink(missing_ok=True)
 
-    async def ask(self, statement: LiteralString | sql.Composed) -> Any:
+    async def query(self, statement: LiteralString | sql.Composed) -> Any:
         """The single value that a statement returns, or None."""
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             cursor = await connection.execute(statement)
             row = await cursor.fetchone() if cursor.description else None
         return row[0] if row else None
 
-    async def set(self, statement: LiteralString | sql.Composed) -> None:
+    async def configure(self, statement: LiteralString | sql.Composed) -> None:
         """Change a setting of the running server."""
-        await self.ask(statement)
-        await self.ask("SELECT pg_reload_conf()")
+        await self.query(statement)
+        await self.query("SELECT pg_reload_conf()")
 
     async def copy_to(self, other: Server, *options: str) -> None:
         """Create the other server from a base backup of this one."""
@@ -111,7 +111,7 @@ class Server:
 
 
 class Pair:
-    """A primary and its standby; `dsn` leads to the one that accepts writes."""
+    """A primary and its standby; `dsn` connects to the one that accepts writes."""
 
     def __init__(self, folder: Path) -> None:
         self.primary = Server(folder / "primary")
@@ -123,28 +123,28 @@ class Pair:
             dbname="postgres",
             target_session_attrs="read-write",
         )
-        self._way = ""
+        self._primary_conninfo = ""
 
     async def start(self) -> None:
-        """Start both; commits wait for the standby from now on."""
+        """Start both; from now on, commits wait for the standby."""
         await self.primary.start()
         await self.primary.copy_to(self.standby, "--write-recovery-conf")
         await self.standby.start()
-        await self.primary.set("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-        await eventually(self._is_followed, within_seconds=30, describe="the standby follows")
+        await self.primary.configure("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        await eventually(self._standby_is_synchronous, within_seconds=30, describe="the standby follows")
 
-    async def part(self) -> None:
+    async def disconnect_standby(self) -> None:
         """Disconnect the standby from the primary."""
-        self._way = await self.standby.ask("SELECT current_setting('primary_conninfo')")
-        await self.standby.set("ALTER SYSTEM SET primary_conninfo = ''")
-        await eventually(self._is_alone, within_seconds=30, describe="the standby has left")
+        self._primary_conninfo = await self.standby.query("SELECT current_setting('primary_conninfo')")
+        await self.standby.configure("ALTER SYSTEM SET primary_conninfo = ''")
+        await eventually(self._standby_is_gone, within_seconds=30, describe="the standby is disconnected")
 
-    async def reunite(self) -> None:
+    async def reconnect_standby(self) -> None:
         """Reconnect the standby."""
-        await self.standby.set(
-            sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(self._way))
+        await self.standby.configure(
+            sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(self._primary_conninfo))
         )
-        await eventually(self._is_followed, within_seconds=30, describe="the standby follows")
+        await eventually(self._standby_is_synchronous, within_seconds=30, describe="the standby follows")
 
     async def fail_over(self) -> None:
         """Kill the primary and promote the standby."""
@@ -153,20 +153,22 @@ class Pair:
 
     async def promote(self) -> None:
         """Promote the standby."""
-        assert await self.standby.ask("SELECT pg_promote()")
+        assert await self.standby.query("SELECT pg_promote()")
 
     async def waiting_commits(self) -> int:
         """The number of commits that wait for the standby."""
-        waiting = await self.primary.ask(
+        waiting = await self.primary.query(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         )
         return int(waiting)
 
-    async def _is_followed(self) -> bool:
-        return bool(await self.primary.ask("SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication"))
+    async def _standby_is_synchronous(self) -> bool:
+        return bool(
+            await self.primary.query("SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication")
+        )
 
-    async def _is_alone(self) -> bool:
-        return bool(await self.primary.ask("SELECT count(*) = 0 FROM pg_stat_replication"))
+    async def _standby_is_gone(self) -> bool:
+        return bool(await self.primary.query("SELECT count(*) = 0 FROM pg_stat_replication"))
 
 
 def _shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
@@ -200,11 +202,11 @@ async def primary_and_standby() -> AsyncIterator[Pair]:
         yield pair
 
 
-async def told_of_another_log(stream: aiohttp.ClientResponse) -> None:
-    """Read an event stream up to the message that the log is a different one, which ends it."""
+async def read_until_log_replaced(stream: aiohttp.ClientResponse) -> None:
+    """Read an event stream until it reports that the log was replaced, and ends."""
     async for line in stream.content:
         if line == b"event: log_replaced\n":
             assert b"position" in await stream.content.readline()
             assert not (await stream.content.read()).strip()
             return
-    pytest.fail("the stream ended without it")
+    pytest.fail("the stream ended without reporting that the log was replaced")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def stopped(process: psutil.Process) -> Iterator[None]:
+def suspended(process: psutil.Process) -> Iterator[None]:
     """Suspend a process for the duration of the block."""
     process.send_signal(signal.SIGSTOP)
     try:

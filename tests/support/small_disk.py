@@ -32,7 +32,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # A lazy unmount: the file system exists until its last open file is closed.
+        # Lazily, because the file system may still have open files.
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 

@@ -1,4 +1,4 @@
-"""A squad's memory as plain values, to compare."""
+"""A squad's state in memory as plain values, for comparison."""
 
 from __future__ import annotations
 

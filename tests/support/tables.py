@@ -1,4 +1,4 @@
-"""Read tables with rows, and queries on them."""
+"""Helpers that fill the read tables and query them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ async def fill_all_tables(dsn: str, seed: int) -> None:
 
 
 async def standings(connection: Connection) -> dict[str, tuple[int, int, int | None, str | None, int]]:
-    """By projection: position, fold version, failed position, error, generation."""
+    """Position, fold version, failed position, error and generation, by projection."""
     cursor = await connection.execute(
         "SELECT name, position, fold_version, failed_position, error, generation FROM projections"
     )
-    return {name: tuple(standing) for name, *standing in await cursor.fetchall()}
+    return {name: tuple(state) for name, *state in await cursor.fetchall()}
 
 
 async def generation(connection: Connection) -> int:

@@ -1,4 +1,4 @@
-"""A superuser who changes rows of the read tables unnoticed."""
+"""Tampering with rows of the read tables as a superuser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TABLES: tuple[Table[Any, Any], ...] = tuple(
     table for projection in PROJECTIONS for table in projection.tables
 )
 
-_ANOTHER: dict[str, LiteralString] = {
+_DIFFERENT: dict[str, LiteralString] = {
     "uuid": "gen_random_uuid()",
     "text": "coalesce({}, '') || '!'",
     "jsonb": "jsonb_build_object('before', {})",
@@ -52,11 +52,11 @@ class Tampering:
         await connection.execute("CREATE SCHEMA untampered")
         for table in TABLES:
             await tampering._run("CREATE TABLE untampered.{table} AS TABLE {table}", table)
-            refusing = (
+            constraints = (
                 "SELECT conname FROM pg_constraint"
                 " WHERE conrelid = {table_name}::regclass AND contype IN ('c', 'u')"
             )
-            for (constraint,) in await tampering._run(refusing, table):
+            for (constraint,) in await tampering._run(constraints, table):
                 name = sql.Identifier(constraint)
                 await tampering._run("ALTER TABLE {table} DROP CONSTRAINT {name}", table, name=name)
         return tampering
@@ -64,11 +64,11 @@ class Tampering:
     async def change(self, table: Table[Any, Any], column: str) -> Change:
         """Change a row's value in a column."""
         name = sql.Identifier(column)
-        look = "SELECT {column}::text, {keys} FROM {table} WHERE ctid = {first}"
-        [(before, *key)] = await self._run(look, table, column=name)
-        update = "UPDATE {table} SET {column} = {another} WHERE ctid = {first}"
-        await self._run(update, table, column=name, another=_another(table, column))
-        [(after, *_)] = await self._run(look, table, column=name)
+        select = "SELECT {column}::text, {keys} FROM {table} WHERE ctid = {first}"
+        [(before, *key)] = await self._run(select, table, column=name)
+        update = "UPDATE {table} SET {column} = {different} WHERE ctid = {first}"
+        await self._run(update, table, column=name, different=_different(table, column))
+        [(after, *_)] = await self._run(select, table, column=name)
         return Change(dict(zip(table.key, key, strict=True)), column, before, after)
 
     async def remove(self, table: Table[Any, Any]) -> dict[str, str]:
@@ -79,7 +79,7 @@ class Tampering:
     async def add(self, table: Table[Any, Any]) -> dict[str, str]:
         """Add a copy of a row under another key; return that key."""
         values = [
-            _another(table, column) if column == table.key[0] else sql.Identifier(column)
+            _different(table, column) if column == table.key[0] else sql.Identifier(column)
             for column in table.columns
         ]
         [key] = await self._run(
@@ -113,6 +113,6 @@ class Tampering:
         return await cursor.fetchall() if cursor.description else []
 
 
-def _another(table: Table[Any, Any], column: str) -> sql.Composable:
+def _different(table: Table[Any, Any], column: str) -> sql.Composable:
     kind = table.types[table.columns.index(column)]
-    return sql.SQL(_ANOTHER[kind]).format(sql.Identifier(column))
+    return sql.SQL(_DIFFERENT[kind]).format(sql.Identifier(column))

@@ -1,9 +1,9 @@
 """Fault injection under load, and its result: a row of the table in docs/operations.md.
 
-Every trial ends with the same checks of the log: everything acknowledged is there, nothing is there twice,
-positions have no gaps, the chain holds, and the tables are a fold of it. There is also a time limit: that
-many seconds after the fault has ended (or after it occurred, if it is permanent) the services must be ready
-and answer again, without intervention.
+Every trial ends with the same checks of the log: it has every acknowledged write, none of them twice, its
+positions have no gaps, its hash chain verifies, and the tables are a fold of it. There is also a time
+limit: that many seconds after the fault has ended (or after it occurred, if it is permanent), the services
+must be ready and answer again, without intervention.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import reduce
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.support.load import EarlierAnswer
+from tests.support.load import LogComparison
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -27,7 +27,7 @@ CLIENTS = 16
 """Enough for several commands in every batch; two cores also have to run the service and the checks."""
 
 _WARM_UP_ANSWERS = 200
-_WELL_AFTER_ANSWERS = 50
+_RECOVERED_AFTER_ANSWERS = 50
 
 
 class Row(NamedTuple):
@@ -70,7 +70,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 class Trial:
-    """One fault, from the load before it to the verdict after it.
+    """One fault, from the load before it to the checks after it.
 
     Args:
         fault: the fault, as the table names it.
@@ -86,55 +86,55 @@ class Trial:
         """The longest recovery."""
         self._rate = 0.0
         self._clients = 0
-        self._cause_gone = monotonic()
+        self._fault_ended = monotonic()
 
     @contextlib.asynccontextmanager
     async def running(self, clients: int = CLIENTS) -> AsyncIterator[None]:
-        """Run the loads for the duration of the block, which starts once they are answered."""
+        """Run the loads for the duration of the block, which starts once requests are answered."""
         async with contextlib.AsyncExitStack() as stack:
             for load in self.loads:
                 await stack.enter_async_context(load.running(clients))
             self._clients = clients * len(self.loads)
             for load in self.loads:
-                await load.more(_WELL_AFTER_ANSWERS)
-            begun = monotonic()
+                await load.wait_for_answers(_RECOVERED_AFTER_ANSWERS)
+            started = monotonic()
             for load in self.loads:
-                await load.more(_WARM_UP_ANSWERS)
-            self._rate = _WARM_UP_ANSWERS * len(self.loads) / (monotonic() - begun)
+                await load.wait_for_answers(_WARM_UP_ANSWERS)
+            self._rate = _WARM_UP_ANSWERS * len(self.loads) / (monotonic() - started)
             yield
 
     @contextlib.contextmanager
-    def cause(self) -> Iterator[None]:
-        """The fault lasts as long as the block; the time limit runs from its end."""
+    def fault_injection(self) -> Iterator[None]:
+        """Mark the block during which the fault lasts; the time limit runs from its end."""
         yield
-        self._cause_gone = monotonic()
+        self._fault_ended = monotonic()
 
-    async def well(self, *services: ServiceProcess) -> None:
+    async def wait_until_recovered(self, *services: ServiceProcess) -> None:
         """Wait until the services are ready and the loads are answered, within the time limit."""
         for load in self.loads:
-            await load.more(_WELL_AFTER_ANSWERS, within_seconds=self._left())
+            await load.wait_for_answers(_RECOVERED_AFTER_ANSWERS, within_seconds=self._left())
         for service in services:
             await eventually(service.is_ready, within_seconds=self._left(), describe="the service is ready")
-        self.ready_seconds = max(self.ready_seconds, monotonic() - self._cause_gone)
+        self.ready_seconds = max(self.ready_seconds, monotonic() - self._fault_ended)
         assert self.ready_seconds <= self.within_seconds
 
-    async def judge(self, dsn: str) -> None:
+    async def verify(self, dsn: str) -> None:
         """Check the log and the tables against the clients' answers, and add the row."""
         await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
         events = await assert_log_is_sound(dsn)
-        kept = reduce(EarlierAnswer.with_, (load.compare(events) for load in self.loads))
+        comparison = reduce(LogComparison.plus, (load.compare(events) for load in self.loads))
         row = Row(
             fault=self.fault,
             load=f"{self._clients} clients, {self._rate:,.0f}/s",
-            acknowledged=kept.acknowledged,
-            lost=len(kept.lost),
-            doubled=len(kept.doubled),
+            acknowledged=comparison.acknowledged,
+            lost=len(comparison.lost),
+            doubled=len(comparison.doubled),
             ready_seconds=self.ready_seconds,
             within_seconds=self.within_seconds,
         )
         ROWS.append(row)
-        kept.assert_nothing_amiss()
+        comparison.assert_consistent()
         assert await assert_tables_equal_fold(dsn) > 0
 
     def _left(self) -> float:
-        return max(0.1, self._cause_gone + self.within_seconds - monotonic())
+        return max(0.1, self._fault_ended + self.within_seconds - monotonic())

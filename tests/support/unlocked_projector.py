@@ -1,6 +1,6 @@
-"""`squad` whose projector never checks for another: `python tests/support/unlocked_projector.py up ...`.
+"""`squad` whose projector ignores its lock: `python tests/support/unlocked_projector.py up ...`.
 
-It simulates two active projectors, as when the lock between them is lost silently.
+With it, two projectors are active at once, as when the lock is lost silently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of a squad's database: the log is sound, and the tables are a fold of it.
+"""Checks that the log is sound and that the tables are a fold of it.
 
 Both checks read one snapshot, so they can run at any time, also under load.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 async def assert_log_is_sound(dsn: str, schema: str = "squad") -> list[Recorded]:
-    """Fail unless positions, versions, times and hashes are as promised; return the log, decrypted."""
+    """Fail unless positions, versions, times, ids and hashes are valid; return the log, decrypted."""
     async with _snapshot(dsn, schema) as connection:
         events = await _log_up_to(connection, None)
-        shown = await sealing.reveal(connection, events)
+        decrypted = await sealing.reveal(connection, events)
     assert [event.position for event in events] == list(range(1, len(events) + 1)), "positions have gaps"
     versions: dict[str, int] = {}
     for event in events:
@@ -39,7 +39,7 @@ async def assert_log_is_sound(dsn: str, schema: str = "squad") -> list[Recorded]
         assert earlier.recorded_at <= later.recorded_at, f"time goes backwards at {later.position}"
     assert len({event.id for event in events}) == len(events), "an event is in the log twice"
     chain.verify(GENESIS_HASH, events)
-    return shown
+    return decrypted
 
 
 async def assert_tables_equal_fold(dsn: str, schema: str = "squad") -> int:
@@ -83,7 +83,7 @@ def fold(projection: Projection, events: Iterable[Recorded]) -> dict[str, dict[A
 
 
 class _Memory:
-    """All rows in dictionaries, the simplest possible view."""
+    """A view with all rows in dictionaries."""
 
     def __init__(self, tables: Iterable[Table[Any, Any]]) -> None:
         self.tables: dict[str, dict[Any, Any]] = {table.name: {} for table in tables}
