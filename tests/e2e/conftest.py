@@ -22,7 +22,7 @@ async def pair(database: str) -> AsyncIterator[Pair]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with as many connections as it is asked to have."""
+    """A client without a limit on connections."""
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session

@@ -1,4 +1,4 @@
-"""The benchmarks run: quick ones of each kind of stage, with processes and without."""
+"""Quick runs of the benchmarks, with one of each kind."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from benchmarks.suite import ALL
 
 REPOSITORY = Path(benchmarks.__file__).parent.parent
 
-
-ALIKE = {
+SIMILAR = {
     "usage-over-http",
     "reservation-over-http",
     "claim-over-http",
     "status-over-http",
     "encrypted-512-callers",
 }
-"""They differ from another one in what is asked for, which tests/api looks at."""
+"""They differ from another one only in the requests, which tests/api covers."""
 
-
-NAMES = [benchmark.name for benchmark in ALL if benchmark.name not in ALIKE]
+NAMES = [benchmark.name for benchmark in ALL if benchmark.name not in SIMILAR]
 TIMEOUT_SECONDS = 240
 RUNS = 3
-"""Several at a time are loaded once, as by `make bench`; and others of pytest's processes take some."""
+"""Several benchmarks share a run, as in `make bench`; pytest's processes can share the runs."""
 
 
 @pytest.mark.parametrize("names", [NAMES[first::RUNS] for first in range(RUNS)], ids=" ".join)
-def test_a_quick_run_writes_figures_of_every_contender(names: list[str], tmp_path: Path) -> None:
-    output = _printed("benchmarks", *names, "--quick", "--results", str(tmp_path))
+def test_quick_run_writes_figures_of_every_contender(names: list[str], tmp_path: Path) -> None:
+    output = _output_of("benchmarks", *names, "--quick", "--results", str(tmp_path))
     (path,) = tmp_path.iterdir()
     written = json.loads(path.read_text())["benchmarks"]
     assert list(written) == names
@@ -47,18 +45,18 @@ def test_a_quick_run_writes_figures_of_every_contender(names: list[str], tmp_pat
             assert all(ratio["median"] > 0 for ratio in found["ratios"].values())
 
 
-def test_a_history_is_made_and_looked_back_on(empty_database: str) -> None:
+def test_history_is_generated_and_read_at_past_positions(empty_database: str) -> None:
     def run(*arguments: str) -> str:
-        return _printed(*arguments, "--dsn", empty_database)
+        return _output_of(*arguments, "--dsn", empty_database)
 
     assert "12,0" in run("benchmarks.history", "--events", "12000")
-    told = run("benchmarks.time_travel", "--without", "1", "--positions", "3")
-    assert "2 snapshots" in told
-    assert "peak memory" in told
+    output = run("benchmarks.time_travel", "--without", "1", "--positions", "3")
+    assert "2 snapshots" in output
+    assert "peak memory" in output
 
 
-def _printed(*arguments: str) -> str:
-    """What a program of ours prints; it ends what it has started, also where that takes too long."""
+def _output_of(*arguments: str) -> str:
+    """The output of a program, interrupted if it takes too long, so that it stops what it started."""
     with subprocess.Popen(
         [sys.executable, "-m", *arguments], cwd=REPOSITORY, stdout=PIPE, stderr=STDOUT, text=True
     ) as process:

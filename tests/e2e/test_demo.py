@@ -1,4 +1,4 @@
-"""`make demo`, as a newcomer runs it: real processes, a real mailbox, a real Postgres."""
+"""`make demo` as a new user runs it: real processes, a real mailbox, a real Postgres."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ END_SECONDS = 45.0
 
 
 class Demo:
-    """The demo's process, and what it has printed."""
+    """The demo's process and its output."""
 
     def __init__(self, temporary: Path, *arguments: str, terminal: int | None = None) -> None:
         self.output = temporary / "output"
-        # Whoever runs the tests may have a squad of their own; the demo must not touch it.
+        # The demo must ignore the settings of the developer's own squad.
         foreign = {"SQUAD_DSN": "postgresql://nowhere.invalid/squad", "SQUAD_PORT": "1"}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -40,7 +40,7 @@ class Demo:
                 stderr=output,
                 env={**os.environ, **foreign, "TMPDIR": str(temporary)},
                 start_new_session=True,
-                # Tests that were started with nohup pass on that it is to be ignored.
+                # If the tests were started with nohup, the demo would inherit that SIGHUP is ignored.
                 preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             )
         self._seen: set[psutil.Process] = set()
@@ -53,24 +53,24 @@ class Demo:
         while not re.search(pattern, self.read()):
             assert self.process.poll() is None, self.read()
             assert time.monotonic() < deadline, self.read()
-            self.look()
+            self.note_children()
             time.sleep(0.1)
 
     def wait_for_children(self, seconds: float) -> None:
-        """Waits until the demo has begun to start what it is made of."""
+        """Wait until the demo has started its first child process."""
         deadline = time.monotonic() + seconds
         while not self._seen:
             assert time.monotonic() < deadline, self.read()
-            self.look()
+            self.note_children()
             time.sleep(0.05)
 
-    def look(self) -> None:
-        """Remembers what runs below the demo."""
+    def note_children(self) -> None:
+        """Remember the processes that run below the demo."""
         self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
 
-    def left(self) -> list[psutil.Process]:
-        """What still runs of it. What has ended and waits for its parent to notice does not."""
-        return [process for process in self._seen if _runs(process)]
+    def survivors(self) -> list[psutil.Process]:
+        """The child processes that are still running; zombies do not count."""
+        return [process for process in self._seen if _is_running(process)]
 
     def kill(self) -> None:
         self.process.kill()
@@ -80,7 +80,7 @@ class Demo:
                 process.kill()
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -89,7 +89,7 @@ def _runs(process: psutil.Process) -> bool:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder that the embedded server's own user can reach; into pytest's it may not."""
+    """A folder that the embedded server's user can access, unlike pytest's."""
     with tempfile.TemporaryDirectory(prefix="squad-demo-test-") as folder:
         yield Path(folder)
 
@@ -100,7 +100,7 @@ def demos(temporary: Path) -> Iterator[list[Demo]]:
     yield started
     for demo in started:
         if demo.process.poll() is None:
-            demo.look()
+            demo.note_children()
         demo.kill()
 
 
@@ -108,13 +108,15 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob("squad-demo-*"))
 
 
-@pytest.mark.parametrize("more", [(), ("--keys",)], ids=["without keys", "with keys"])
-def test_emails_arrive_are_classified_and_drafted(
-    temporary: Path, demos: list[Demo], more: tuple[str, ...]
+@pytest.mark.parametrize("options", [(), ("--keys",)], ids=["without keys", "with keys"])
+def test_demo_receives_classifies_and_drafts_emails(
+    temporary: Path, demos: list[Demo], options: tuple[str, ...]
 ) -> None:
-    demos.append(demo := Demo(temporary, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS), *more))
+    demos.append(
+        demo := Demo(temporary, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS), *options)
+    )
     demo.wait_for(r"The squad is at http://127\.0\.0\.1:\d+", READY_SECONDS)
-    demo.look()
+    demo.note_children()
     assert demo.process.wait(DRAFTED_SECONDS + END_SECONDS) == 0, demo.read()
     text = demo.read()
     assert "!" not in re.sub(r"“.*”|<- .*|sorted .*", "", text), text
@@ -125,24 +127,24 @@ def test_emails_arrive_are_classified_and_drafted(
         assert re.search(line, text), text
     assert len(re.findall("-> drafted", text)) == 3
     assert re.search(r"\d+ e-mails received, \d+ classified, 3 drafted", text)
-    assert demo.left() == []
+    assert demo.survivors() == []
     assert leftovers(temporary) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_cleanly_when_told_to(temporary: Path, demos: list[Demo], number: signal.Signals) -> None:
+def test_demo_stops_cleanly_on_a_signal(temporary: Path, demos: list[Demo], number: signal.Signals) -> None:
     demos.append(demo := Demo(temporary))
     demo.wait_for("<- e-mail", READY_SECONDS)
-    demo.look()
+    demo.note_children()
     demo.process.send_signal(number)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
     assert "e-mails received" in demo.read()
-    assert demo.left() == []
+    assert demo.survivors() == []
     assert leftovers(temporary) == []
 
 
-def test_it_ends_cleanly_while_it_is_being_set_up(temporary: Path, demos: list[Demo]) -> None:
+def test_demo_stops_cleanly_during_setup(temporary: Path, demos: list[Demo]) -> None:
     demos.append(demo := Demo(temporary))
     demo.wait_for("Setting up", READY_SECONDS)
     demo.wait_for_children(READY_SECONDS)
@@ -150,38 +152,38 @@ def test_it_ends_cleanly_while_it_is_being_set_up(temporary: Path, demos: list[D
     demo.wait_for("Stopping", END_SECONDS)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
-    assert demo.left() == []
+    assert demo.survivors() == []
     assert leftovers(temporary) == []
 
 
-def test_it_leaves_nothing_behind_when_its_terminal_is_closed(temporary: Path, demos: list[Demo]) -> None:
-    terminal, of_demo = os.openpty()
+def test_demo_stops_cleanly_when_its_terminal_is_closed(temporary: Path, demos: list[Demo]) -> None:
+    terminal, demo_end = os.openpty()
     try:
-        demos.append(demo := Demo(temporary, terminal=of_demo))
+        demos.append(demo := Demo(temporary, terminal=demo_end))
     finally:
-        os.close(of_demo)
+        os.close(demo_end)
     demo.wait_for_children(READY_SECONDS)
     os.close(terminal)
     demo.process.send_signal(signal.SIGHUP)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
-    assert demo.left() == []
+    assert demo.survivors() == []
     assert leftovers(temporary) == []
 
 
-def test_what_it_leaves_behind_can_be_read_as_it_says(temporary: Path, demos: list[Demo]) -> None:
+def test_kept_data_can_be_read_with_the_printed_command(temporary: Path, demos: list[Demo]) -> None:
     demos.append(demo := Demo(temporary, "--keep"))
     demo.wait_for("<- e-mail", READY_SECONDS)
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
-    said = re.search(r"Read it with: (.+)", demo.read())
-    assert said, demo.read()
-    read = subprocess.run(said[1].split(), cwd=ROOT, capture_output=True, text=True, check=False)
+    printed = re.search(r"Read it with: (.+)", demo.read())
+    assert printed, demo.read()
+    read = subprocess.run(printed[1].split(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert read.returncode == 0, read.stderr
     assert "email_received" in read.stdout
 
 
-def test_too_few_drafts_in_time_are_a_failure(temporary: Path, demos: list[Demo]) -> None:
+def test_demo_fails_when_too_few_drafts_are_ready_in_time(temporary: Path, demos: list[Demo]) -> None:
     demos.append(demo := Demo(temporary, "--until-drafted", "1000", "--seconds", "1"))
     assert demo.process.wait(READY_SECONDS + END_SECONDS) == 1, demo.read()
     assert "of 1000 drafts in time" in demo.read()

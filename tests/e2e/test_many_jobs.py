@@ -1,6 +1,6 @@
-"""Two hundred jobs due at the same second, with agents that take a second: all begin at once.
+"""Two hundred jobs that are due at the same second run concurrently.
 
-How late they begin is printed, not judged: `pytest -s tests/e2e/test_many_jobs.py`.
+Their delays are printed, not checked: `pytest -s tests/e2e/test_many_jobs.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EVERY_SECONDS = 4
 ROUNDS = 3
 
 
-async def test_two_hundred_jobs_due_at_once_begin_at_once(database: str) -> None:
+async def test_two_hundred_jobs_due_at_once_run_concurrently(database: str) -> None:
     names = [f"agent-{number:03}" for number in range(JOBS)]
     async with running_agents() as agents:
         for name in names:
@@ -43,7 +43,7 @@ async def test_two_hundred_jobs_due_at_once_begin_at_once(database: str) -> None
         tick = datetime.fromisoformat(call.payload["tick"])
         rounds[tick].append((call.at - tick).total_seconds() * 1000)
     for tick, delays in sorted(rounds.items()):
-        print(f"{tick:%H:%M:%S} {len(delays)} calls came {_spread(delays)} after their tick")
+        print(f"{tick:%H:%M:%S} {len(delays)} calls arrived {_spread(delays)} after their tick")
     async with connected(database) as connection:
         cursor = await connection.execute(
             "SELECT 1000 * extract(epoch FROM recorded_at - (data ->> 'tick')::timestamptz)::float8"
@@ -51,7 +51,7 @@ async def test_two_hundred_jobs_due_at_once_begin_at_once(database: str) -> None
         )
         claimed = [delay for (delay,) in await cursor.fetchall()]
     print(f"{len(claimed)} ticks were claimed {_spread(claimed)} after they were due")
-    # Nobody waited for anybody else's second.
+    # No call waited for another one.
     assert agents.busiest[""] == JOBS
     for name in names:
         assert agents.busiest[f"/{name}"] == 1

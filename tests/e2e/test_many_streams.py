@@ -1,4 +1,4 @@
-"""A thousand event streams at once, on one service, with one key."""
+"""A thousand concurrent event streams on one service, with one key."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 STREAMS = 1_000
 ARRIVES_WITHIN_SECONDS = 5.0
-"""At all of them, from the moment that the command is answered. On two cores it takes a tenth of that."""
+"""At all streams, from the answer to the command. On two cores it takes a tenth of that."""
 
 
 class Stream:
-    """An open stream, of which every event's message is kept."""
+    """An open stream that records every message and when it arrived."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.heard: list[tuple[str, float]] = []
+        self.received: list[tuple[str, float]] = []
 
     async def listen(self) -> None:
         async for line in self.reader:
             if line.startswith(b"data: "):
                 event = json.loads(line[6:])
                 if event["type"] == "message_sent":
-                    self.heard.append((event["data"]["message"], time.monotonic()))
+                    self.received.append((event["data"]["message"], time.monotonic()))
 
 
 @contextlib.contextmanager
 def enough_files() -> Iterator[None]:
-    """This process holds the other ends of all the streams."""
+    """Allow this process enough open files for its ends of all streams."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * STREAMS)), hard))
     try:
@@ -60,40 +60,40 @@ async def streams(url: str, key: str, count: int) -> AsyncIterator[list[Stream]]
         f"Authorization: Bearer {key}\r\nAccept: text/event-stream\r\n\r\n"
     ).encode()
 
-    async def opened() -> Stream:
+    async def open_stream() -> Stream:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         writer.write(request)
         status = await reader.readline()
         assert b" 200 " in status, status
         return Stream(reader, writer)
 
-    found = [await opened() for _ in range(count)]
-    listening = [asyncio.create_task(stream.listen()) for stream in found]
+    opened = [await open_stream() for _ in range(count)]
+    listening = [asyncio.create_task(stream.listen()) for stream in opened]
     try:
-        yield found
+        yield opened
     finally:
-        for task, stream in zip(listening, found, strict=True):
+        for task, stream in zip(listening, opened, strict=True):
             task.cancel()
             stream.writer.transport.abort()
         await asyncio.gather(*listening, return_exceptions=True)
 
 
-def all_heard(found: list[Stream], text: str) -> bool:
-    """Whether this is the last that each of them has heard."""
-    return all(stream.heard and stream.heard[-1][0] == text for stream in found)
+def all_received(streams: list[Stream], text: str) -> bool:
+    """Whether this message is the last one that each stream has received."""
+    return all(stream.received and stream.received[-1][0] == text for stream in streams)
 
 
-async def test_an_event_arrives_at_a_thousand_streams_in_time(database: str) -> None:
+async def test_event_arrives_at_a_thousand_streams_in_time(database: str) -> None:
     key = (await make_key(database)).text
     headers = {"Authorization": f"Bearer {key}"}
     with enough_files():
         async with (
             squad_up(dsn=database, program=INSTALLED) as service,
-            streams(service.url, key, STREAMS) as found,
+            streams(service.url, key, STREAMS) as opened,
         ):
 
-            async def say(text: str) -> float:
-                """Sends a message; gives the moment of its answer."""
+            async def send(text: str) -> float:
+                """Send a message; return the time of its answer."""
                 body = {"from_agent": "ada", "message": text}
                 async with (
                     aiohttp.ClientSession(headers=headers) as session,
@@ -103,8 +103,8 @@ async def test_an_event_arrives_at_a_thousand_streams_in_time(database: str) -> 
                     return time.monotonic()
 
             for text in ("first", "second"):
-                answered = await say(text)
-                await eventually(functools.partial(all_heard, found, text), within_seconds=60)
-                last = max(stream.heard[-1][1] for stream in found)
+                answered = await send(text)
+                await eventually(functools.partial(all_received, opened, text), within_seconds=60)
+                last = max(stream.received[-1][1] for stream in opened)
                 assert last - answered < ARRIVES_WITHIN_SECONDS
-            assert all([text for text, _ in stream.heard] == ["first", "second"] for stream in found)
+            assert all([text for text, _ in stream.received] == ["first", "second"] for stream in opened)

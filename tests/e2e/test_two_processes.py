@@ -1,4 +1,4 @@
-"""Two service processes on one database decide as one would: no claim held twice, no token spent twice."""
+"""Two service processes on one database decide consistently: no claim or token is granted twice."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Answer(NamedTuple):
     body: dict[str, Any]
 
 
-async def test_of_200_reservations_half_at_each_exactly_what_the_budget_allows_is_granted(
+async def test_200_concurrent_reservations_on_two_processes_get_exactly_the_budget(
     pair: Pair, http: aiohttp.ClientSession, database: str
 ) -> None:
     for number in range(1, ROUNDS + 1):
-        # Nothing that was reserved is given back, so each round has a budget of its own to share.
+        # No reservation is released, so each round raises the budget by the same amount.
         budget = {"daily_tokens": number * BUDGET_TOKENS}
-        assert (await ask(http, "PUT", pair[0], "budget", budget)).status == 200
+        assert (await send(http, "PUT", pair[0], "budget", budget)).status == 200
         answers = await asyncio.gather(
             *(
-                ask(
+                send(
                     http,
                     "POST",
                     pair[index % 2],
@@ -55,19 +55,19 @@ async def test_of_200_reservations_half_at_each_exactly_what_the_budget_allows_i
         assert {answer.body["code"] for answer in answers if answer.status == 429} == {"budget_exhausted"}
         last = max(answer.body["position"] for answer in answers)
         for service in pair:
-            shown = await ask(http, "GET", service, f"budget?min_position={last}")
+            shown = await send(http, "GET", service, f"budget?min_position={last}")
             assert (shown.body["reserved"], shown.body["remaining"]) == (number * BUDGET_TOKENS, 0)
     await assert_sound(database)
 
 
-async def test_of_100_claims_on_one_mail_half_at_each_one_is_granted_and_99_are_told_by_whom(
+async def test_one_of_100_concurrent_claims_is_granted_and_the_others_conflict_with_it(
     pair: Pair, http: aiohttp.ClientSession, database: str
 ) -> None:
     for number in range(ROUNDS):
         mail = {"emailId": f"mail-{number}"}
         answers = await asyncio.gather(
             *(
-                ask(
+                send(
                     http,
                     "POST",
                     pair[index % 2],
@@ -87,35 +87,39 @@ async def test_of_100_claims_on_one_mail_half_at_each_one_is_granted_and_99_are_
     await assert_sound(database)
 
 
-async def test_a_read_that_names_a_position_shows_what_the_other_process_wrote(
+async def test_read_with_min_position_reflects_a_write_to_the_other_process(
     pair: Pair, http: aiohttp.ClientSession
 ) -> None:
     for number in range(ROUNDS):
         writing, reading = pair[number % 2], pair[(number + 1) % 2]
         text = f"message {number}"
-        sent = await ask(http, "POST", writing, "messages", {"from_agent": "alice", "message": text})
+        sent = await send(http, "POST", writing, "messages", {"from_agent": "alice", "message": text})
         position = sent.body["position"]
-        # Of the tables, of the log, and of the state in memory.
-        messages = await ask(http, "GET", reading, f"messages?min_position={position}&after={position - 1}")
+        # From the tables, from the log, and from the state in memory.
+        messages = await send(
+            http, "GET", reading, f"messages?min_position={position}&after={position - 1}"
+        )
         assert [row["message"] for row in messages.body["items"]] == [text]
-        event = await ask(http, "GET", reading, f"events/{position}?min_position={position}")
+        event = await send(http, "GET", reading, f"events/{position}?min_position={position}")
         assert event.body["data"]["message"] == text
-        used = await ask(http, "POST", writing, "budget/usage", {"agent": "alice", "tokens": 1})
-        budget = await ask(http, "GET", reading, f"budget?min_position={used.body['position']}")
+        used = await send(http, "POST", writing, "budget/usage", {"agent": "alice", "tokens": 1})
+        budget = await send(http, "GET", reading, f"budget?min_position={used.body['position']}")
         assert budget.body["used"] == number + 1
 
 
-async def test_an_event_stream_of_one_process_has_every_event_of_both_once_and_in_order(
+async def test_event_stream_of_one_process_has_every_event_of_both_once_and_in_order(
     pair: Pair, http: aiohttp.ClientSession, database: str
 ) -> None:
-    start = await ask(http, "POST", pair[0], "messages", {"from_agent": "alice", "message": "first"})
+    start = await send(http, "POST", pair[0], "messages", {"from_agent": "alice", "message": "first"})
     first = start.body["position"]
     async with http.get(
         f"{pair[0].url}/api/v1/events/stream", params={"after": first}, timeout=None
     ) as response:
         sent = await asyncio.gather(
             *(
-                ask(http, "POST", pair[index % 2], "messages", {"from_agent": "bob", "message": str(index)})
+                send(
+                    http, "POST", pair[index % 2], "messages", {"from_agent": "bob", "message": str(index)}
+                )
                 for index in range(RESERVATIONS)
             )
         )
@@ -128,7 +132,7 @@ async def test_an_event_stream_of_one_process_has_every_event_of_both_once_and_i
     ]
 
 
-async def ask(
+async def send(
     http: aiohttp.ClientSession,
     method: str,
     service: ServiceProcess,
@@ -140,7 +144,7 @@ async def ask(
 
 
 async def events_of(response: aiohttp.ClientResponse, last: int) -> AsyncIterator[dict[str, Any]]:
-    """The events of an event stream up to a position; fails where an id is not its event's position."""
+    """The events of a stream up to a position; fails if an id is not its event's position."""
     fields: dict[str, str] = {}
     async for line in response.content:
         name, _, value = line.decode().rstrip("\n").partition(": ")
