@@ -1,7 +1,8 @@
 """`squad` with faults whose exceptions contain client texts: `python tests/support/leaky_squad.py up ...`.
 
-A message that contains the text `STUMBLE` makes its decision fail; a task title that contains it makes its
-request fail. Data that contains `LATER` makes an observer of the log fail, and a background task.
+A message that contains `STUMBLE` makes its decision fail.
+A task title that contains it makes its request fail.
+Data that contains `LATER` makes an observer of the log fail, and a background task.
 """
 
 from __future__ import annotations

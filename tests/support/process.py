@@ -1,7 +1,7 @@
 """The service as users run it: `squad up` in a separate process, stopped at the end of a block.
 
-The process is a fork of one that has loaded the command (tests/support/forked.py), unless a program is
-given: `INSTALLED` is the installed command, found, started and loaded as for users.
+The process is a fork of one that has loaded the command (tests/support/forked.py).
+A program can be given instead: `INSTALLED` is the command as it is found, started and loaded for users.
 """
 
 from __future__ import annotations
