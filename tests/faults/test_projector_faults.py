@@ -26,7 +26,6 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
-    from service.writing.writer import Writer
 
 pytestmark = pytest.mark.faults
 
@@ -157,13 +156,6 @@ async def test_two_active_projectors_cause_no_inconsistency(
 
     monkeypatch.setattr(PageFolder, "advance", counting)
     done = asyncio.Event()
-
-    async def live(writer: Writer, seed: int) -> None:
-        life = RandomHistory(seed)
-        while not done.is_set():
-            await life.live(writer, 10)
-            for each in projectors:
-                each._hints.wake()
 
     async with (
         running_writer(database) as writer,
