@@ -39,7 +39,7 @@ REVOKED_WITHIN_SECONDS = 2.0
 NO_LIMIT: dict[str, Any] = {"SQUAD_KEY_REQUESTS_PER_SECOND": "0"}
 
 
-async def test_revocations_persist_when_a_service_is_killed_while_keys_are_created_and_revoked(
+async def test_revocations_persist_when_a_service_is_killed_while_keys_are_in_use(
     database: str, tmp_path: Path
 ) -> None:
     random = Random(9)

@@ -55,7 +55,7 @@ async def test_service_killed_while_it_folds_a_long_log_leaves_only_valid_snapsh
             assert (response.status, (await response.json())["position"]) == (200, EVENTS - 1)
 
 
-async def test_processes_take_turns_storing_snapshots_when_one_is_killed_and_restarted_under_load(
+async def test_snapshots_cover_the_log_when_a_process_is_killed_repeatedly_under_load(
     empty_database: str,
 ) -> None:
     async for _ in fill(empty_database, "squad", EVENTS):

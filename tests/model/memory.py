@@ -160,7 +160,7 @@ class InMemory(ServerWithKeys):
 
     def _read_streams(self, session: Session, streams: list[str]) -> list[Rows]:
         upto = self._length(session)
-        return [[tuple(one) for one in self.events_table.of_streams(streams) if one.position <= upto]]
+        return [[tuple(one) for one in self.events.of_streams(streams) if one.position <= upto]]
 
     def _read_streams_and_beginnings(
         self, session: Session, streams: list[str], excerpts: list[str], short: int
@@ -184,18 +184,14 @@ class InMemory(ServerWithKeys):
         return [[found[position] for position in sorted(found)]]
 
     def _versions(self, _: Session, streams: list[str], upto: int) -> list[Rows]:
-        last = {
-            one.stream: one.version for one in self.events_table.of_streams(streams) if one.position <= upto
-        }
+        last = {one.stream: one.version for one in self.events.of_streams(streams) if one.position <= upto}
         return [list(last.items())]
 
     def _find_ids(self, _: Session, ids: list[str]) -> list[Rows]:
-        return [[(id_, self.events_table.ids[id_]) for id_ in ids if id_ in self.events_table.ids]]
+        return [[(id_, self.events.ids[id_]) for id_ in ids if id_ in self.events.ids]]
 
     def _find_gmail(self, _: Session, gmail_ids: list[str]) -> list[Rows]:
-        return [
-            [(self.events_table.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.events_table.gmail_ids]
-        ]
+        return [[(self.events.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.events.gmail_ids]]
 
     def _lock_and_read(self, session: Session, position: int, limit: int) -> list[Rows]:
         page = self._read_after(session, position, limit)
@@ -205,13 +201,13 @@ class InMemory(ServerWithKeys):
         head = len(self.log)
         appended = self._is_the_head(expected) and abs(self._now - decided_at) <= DRIFT
         if appended:
-            batch = self.events_table.rows(expected, *columns)
-            self.events_table.check(batch)
+            batch = self.events.rows(expected, *columns)
+            self.events.check(batch)
             self._append_to_log(batch)
-            self.events_table.take(batch)
+            self.events.take(batch)
             for one in batch:
                 if one.type == SubjectForgotten.type:
-                    self.destroy_key(self.events_table.key_destroyed_by(one))
+                    self.destroy_key(self.events.key_destroyed_by(one))
                     self._snapshots = {}
             head = len(self.log)
         return [[(appended, head, self._now, 0.0)]]

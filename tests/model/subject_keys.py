@@ -29,7 +29,7 @@ class ServerWithKeys(Server):
 
     def __init__(self) -> None:
         super().__init__()
-        self.events_table = EventsTable(self.log)
+        self.events = EventsTable(self.log)
         self._keys: dict[str, _Key] = {}
 
     def secrets(self) -> dict[str, bytes]:
@@ -86,12 +86,12 @@ class ServerWithKeys(Server):
         return [[(id_, found[id_].secret) for id_ in ids if id_ in found]]
 
     def _key_of_message(self, _: Session, stream: str) -> list[Rows]:
-        sent = [one for one in self.events_table.of_streams([stream]) if one.type == MessageSent.type]
+        sent = [one for one in self.events.of_streams([stream]) if one.type == MessageSent.type]
         return [[(sealing.key_of(sent[0]),)] if sent else []]
 
     def _key_state(self, session: Session, key_id: str) -> list[Rows]:
         existing = key_id if key_id in self._visible_keys(session) else None
-        ends = self.events_table.of_streams([SubjectForgotten.stream_of(key_id)])
+        ends = self.events.of_streams([SubjectForgotten.stream_of(key_id)])
         return [[(existing, ends[-1].position if ends else None)]]
 
     def _key_of_sender(self, session: Session, subject: str) -> list[Rows]:
