@@ -66,7 +66,7 @@ async def test_failover_to_a_synchronous_standby_under_load_loses_nothing(pair: 
 
 async def test_failover_to_a_lagging_standby_is_reported_to_clients(pair: Pair) -> None:
     """Commits do not wait for the standby: events that it lacks are lost."""
-    await pair.primary.configure("ALTER SYSTEM RESET synchronous_standby_names")
+    await pair.primary.set("ALTER SYSTEM RESET synchronous_standby_names")
     async with squad_up(dsn=pair.dsn) as service, aiohttp.ClientSession(service.url) as session:
         kept, lost, later = (Load([service], name) for name in ("kept", "lost", "later"))
         async with kept.running(clients=2):
@@ -125,7 +125,7 @@ async def test_commit_that_only_the_primary_has_is_not_acknowledged(
 
 async def test_old_primary_that_comes_back_is_not_used(pair: Pair) -> None:
     """It accepts writes and is first in the DSN; commits do not wait for a standby."""
-    await pair.primary.configure("ALTER SYSTEM RESET synchronous_standby_names")
+    await pair.primary.set("ALTER SYSTEM RESET synchronous_standby_names")
     async with squad_up(dsn=pair.dsn) as one, squad_up(dsn=pair.dsn) as other:
         load = Load([one, other])
         async with load.running(clients=2):
@@ -135,16 +135,16 @@ async def test_old_primary_that_comes_back_is_not_used(pair: Pair) -> None:
         for service in (one, other):
             await eventually(service.is_ready, within_seconds=RECOVERY_SECONDS)
         await pair.primary.start()
-        old_head = await pair.primary.query(_HEAD)
+        old_head = await pair.primary.ask(_HEAD)
         later = Load([one, other], "later")
         async with later.running(clients=2):
-            await pair.standby.query(
+            await pair.standby.ask(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
                 " WHERE application_name LIKE 'squad %'"
             )
             await later.wait_for_answers(LOST_ANSWERS)
         assert "is an old primary" in one.story()
-        assert await pair.primary.query(_HEAD) == old_head
+        assert await pair.primary.ask(_HEAD) == old_head
         await eventually(lambda: projected_to_head(pair.standby.dsn))
         await later.assert_retries_get_same_answers()
         assert await one.metric("squad_log_replacements_total") == 0
@@ -183,9 +183,7 @@ async def _commits_wait_or_proceed(pair: Pair, load: Load, answers: int) -> bool
 
 async def _has_caught_up(pair: Pair) -> bool:
     """Whether the standby has replayed everything that the primary has written."""
-    return bool(
-        await pair.primary.query("SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication")
-    )
+    return bool(await pair.primary.ask("SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication"))
 
 
 async def _assert_lost_positions_are_reported(session: aiohttp.ClientSession, newest: int) -> None:
