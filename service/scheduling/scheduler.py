@@ -140,7 +140,7 @@ class Scheduler:
                 # Ended by another command, such as the next tick's claim, or taken over by another process.
                 before.cancel()
             if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
-                self._begin(event.run_id)
+                self._begin(event.run_id, item.position)
 
     def cancel_lost_runs(self) -> None:
         """After the log was replaced, silently cancel runs that are not in it, or not ours in it."""
@@ -152,8 +152,8 @@ class Scheduler:
                 task.cancel()
         self._changed.set()
 
-    def _begin(self, run_id: str) -> None:
-        task = asyncio.create_task(self._attempt(run_id))
+    def _begin(self, run_id: str, position: int) -> None:
+        task = asyncio.create_task(self._attempt(run_id, position))
         self._runs[run_id] = task
         self._tasks.add(task)
 
@@ -214,7 +214,8 @@ class Scheduler:
 
         return all(await asyncio.gather(*(claim_in_turn() for _ in range(MAX_CLAIMS))))
 
-    async def _attempt(self, run_id: str) -> None:
+    async def _attempt(self, run_id: str, position: int) -> None:
+        """Carry out the attempt that the event at this position began."""
         row = self._writer.squad.rows(RUNS).get(run_id)
         if row is None or row.runner != self.runner:
             return
@@ -226,13 +227,13 @@ class Scheduler:
                 # Changed in the very batch that started the attempt. Tokens and work are the run's agent's.
                 report = failed(row.job, "the job's agent was changed", ours=True)
             else:
-                report = await self._perform(job, row)
+                report = await self._perform(job, row, position)
             await self._end(row, report)
 
-    async def _perform(self, job: JobRow, row: RunRow) -> Report:
-        """Carry out the attempt; return a report whatever happens."""
+    async def _perform(self, job: JobRow, row: RunRow, position: int) -> Report:
+        """Perform the job's work; return a report whatever happens."""
         claim = self._writer.squad.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
-        token = claim.fencing_token if claim else row.fencing_token
+        token = claim.fencing_token if claim else position
         work = Work(self._writer, self._client, job, row, token, self._failure_counts)
         try:
             async with self._slot(job.agent), asyncio.timeout(job.timeout_seconds):

@@ -76,7 +76,7 @@ class Work:
     job: JobRow
     run: RunRow
     fencing_token: int
-    """That of the run's claim on its job's resources, or the run's own if there is none."""
+    """That of the attempt's claim on the job's resources; without one, the position at which it began."""
     failure_counts: Counter[str] = field(default_factory=Counter)
     """By e-mail, how often work in this process left it waiting; such e-mails go behind the others."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from eventstore.events import RunRetried, RunStarted
 from projections.runs import RUNS, run_id
 from service.clock import DatabaseClock
 from service.commands import ClaimTick, EndAttempt, PauseJob, SendMessage, TakeUpRun
@@ -25,7 +26,7 @@ from service.scheduling import scheduler as module
 from service.scheduling.scheduler import MAX_SLEEP_SECONDS, Scheduler
 from service.scheduling.work import succeeded
 from tests.support.wait import eventually
-from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, with_job
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, end_attempt, take_up, with_job
 from tests.unit.stories import moment
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from service.requests import NoOutcome
     from service.scheduling.calls import AgentClient
+    from service.scheduling.work import Report, Work
     from service.writing.writer import Writer
     from tests.unit.stories import Story
 
@@ -152,7 +154,7 @@ async def test_scheduler_wakes_only_for_events_that_concern_it() -> None:
 async def test_run_that_this_process_does_not_hold_is_not_carried_out(run: str) -> None:
     writer = FakeWriter(with_job().given(claim(OTHER), at=60))
     writer.may_answer.set()
-    await make_scheduler(writer, 60)._attempt(run)
+    await make_scheduler(writer, 60)._attempt(run, 1)
     assert writer.requests == []
 
 
@@ -188,3 +190,33 @@ async def test_end_of_an_attempt_is_submitted_until_it_is_recorded_or_cannot_be(
         await scheduler._record_end(story.row(RUNS, RUN), succeeded(JOB))
     assert len(writer.requests) == submissions
     assert all(isinstance(request.command, EndAttempt) for request in writer.requests)
+
+
+async def test_token_of_an_attempt_without_a_claim_is_the_position_at_which_it_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The third attempt takes over from a process that vanished, and may still be working."""
+    tokens: list[int] = []
+
+    async def note_token(work: Work) -> Report:
+        tokens.apwriterd(work.fencing_token)
+        return succeeded(JOB)
+
+    monkeypatch.setattr(module, "perform", note_token)
+    story = with_job(retries=2)
+    writer = FakeWriter(story)
+    writer.may_answer.set()
+    scheduler = make_scheduler(writer, 60)
+    began: list[int] = []
+    for command, at, kind in (
+        (claim(), 60, RunStarted),
+        (take_up(RUN, RUNNER), 65, RunRetried),
+        (take_up(RUN, RUNNER), 65 + LEASE_SECONDS, RunRetried),
+    ):
+        scheduler.observe(story.when(command, at=at).recorded)
+        began.apwriterd(story.position_of(kind))
+        await asyncio.gather(*scheduler._tasks)
+        if kind is RunStarted:
+            scheduler.observe(story.when(end_attempt(RUN, succeeded=False), at=61).recorded)
+    assert tokens == began
+    assert tokens == sorted(set(tokens))
