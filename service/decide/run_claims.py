@@ -17,6 +17,7 @@ from service.decide import operations
 
 if TYPE_CHECKING:
     from eventstore.events import OperationOutcome
+    from eventstore.recorded import NewEvent
     from projections.jobs import JobRow
     from projections.operations import OperationRow
     from projections.runs import RunRow
@@ -33,14 +34,17 @@ def find_conflict(builder: DecisionBuilder, job: JobRow) -> Conflict | None:
     )
 
 
-def record_conflict(builder: DecisionBuilder, job: JobRow, conflict: Conflict) -> int:
-    """Record that a conflicting claim stopped the job. Return the position of that event."""
+def conflict_event(builder: DecisionBuilder, job: JobRow, conflict: Conflict) -> NewEvent:
+    """Return the event of a conflicting claim that stopped the job."""
+    return operations.conflict_event(conflict, _holder(job), job.name, job.resources or {}, builder.at)
+
+
+def record_refusal(builder: DecisionBuilder, job: JobRow, refused: NewEvent) -> int:
+    """Record that the job was refused its claim or its tokens. Return the position of that event."""
     agent = _holder(job)
     if agent == ORCHESTRATOR_AGENT:
         builder.ensure_active(agent)
-    builder.events.append(
-        operations.conflict_event(conflict, agent, job.name, job.resources or {}, builder.at)
-    )
+    builder.events.append(refused)
     return builder.position
 
 

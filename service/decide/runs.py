@@ -88,7 +88,8 @@ def _start_attempt(builder: DecisionBuilder, row: RunRow, job: JobRow, runner: s
     # A vanished process may still believe that it holds the run's claim.
     run_claims.release(builder, row, "failed", row.position)
     if conflict := run_claims.find_conflict(builder, job):
-        caused_by = run_claims.record_conflict(builder, job, conflict)
+        detected = run_claims.conflict_event(builder, job, conflict)
+        caused_by = run_claims.record_refusal(builder, job, detected)
         _fail_attempt(
             builder, row, number, f"conflict: {operations.conflict_sentence(conflict)}", caused_by
         )

@@ -11,27 +11,33 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventstore.events import RunStarted, TokensDenied, TokensReserved
+from eventstore.recorded import NewEvent
 from projections.agents import ORCHESTRATOR_AGENT
 from projections.jobs import JOBS, JobRow
 from service.decide import run_claims
 from service.decide.budget import allowance
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
+from service.decide.ending import cancel
 from service.decide.operations import refusal_for
 from service.decide.runs import LEASE_SECONDS, MAX_BACKOFF_SECONDS, lease_until
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from projections.runs import RunRow
     from service.commands import RunJob
     from service.memory.state import State
 
 
 class Obstacle(NamedTuple):
-    """Why a run does not start. The decision's last event records it."""
+    """Why a run cannot start."""
 
     reason: Literal["budget", "conflict"]
     refusal: Refusal
+    event: NewEvent
+    """Records the refusal."""
 
 
 def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
@@ -46,9 +52,11 @@ def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
         held = {"run_id": active[0].id}
         return Refused(Refusal("job_running", f"{job.name} is already running", held))
     builder = DecisionBuilder(state, at)
-    id_ = at.new_id()
-    if obstacle := begin(builder, job, id_, at.now, command.runner, manual=True):
+    if obstacle := find_obstacle(state, job, at):
+        run_claims.record_refusal(builder, job, obstacle.event)
         return Refused(obstacle.refusal, builder.events)
+    id_ = at.new_id()
+    start(builder, job, id_, at.now, command.runner, manual=True)
     reply = {
         "id": id_,
         "job": job.name,
@@ -60,7 +68,28 @@ def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
     return Accepted(builder.events, reply)
 
 
-def begin(
+def find_obstacle(
+    state: State, job: JobRow, at: DecisionContext, replaced: Iterable[RunRow] = ()
+) -> Obstacle | None:
+    """Return why a run of the job cannot start now, if so.
+
+    Args:
+        state: the squad.
+        job: the job.
+        at: the context of the decision.
+        replaced: runs that are cancelled if it starts; what they hold counts as free.
+    """
+    # Only shows what is released; none of its events is recorded.
+    trial = DecisionBuilder(state, at)
+    for run in replaced:
+        cancel(trial, run, "replaced")
+    if conflict := run_claims.find_conflict(trial, job):
+        event = run_claims.conflict_event(trial, job, conflict)
+        return Obstacle("conflict", refusal_for(conflict, at.now), event)
+    return _find_shortage(trial, job)
+
+
+def start(
     builder: DecisionBuilder,
     job: JobRow,
     id_: str,
@@ -68,14 +97,9 @@ def begin(
     runner: str | None,
     *,
     manual: bool = False,
-) -> Obstacle | None:
-    """Start a run, with the claim and the tokens that it needs; return the obstacle if there is one."""
-    if conflict := run_claims.find_conflict(builder, job):
-        run_claims.record_conflict(builder, job, conflict)
-        return Obstacle("conflict", refusal_for(conflict, builder.at.now))
-    reserved = _reserve(builder, job, waits=runner is None)
-    if isinstance(reserved, Obstacle):
-        return reserved
+) -> None:
+    """Start a run, with the claim and the tokens that it needs, to which there must be no obstacle."""
+    reserved = _reservation(builder, job, waits=runner is None)
     if job.agent or reserved:
         builder.ensure_active(job.agent or ORCHESTRATOR_AGENT, "run_started")
     if reserved:
@@ -97,7 +121,6 @@ def begin(
     builder.add(started, job.position)
     if job.agent:
         builder.work[job.agent] += 1
-    return None
 
 
 def active_runs(state: State, job: JobRow) -> list[RunRow]:
@@ -116,9 +139,9 @@ def job_not_found(name: str) -> Refused:
     return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
 
 
-def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
-    """Reserve the tokens that a run needs, if any; return the obstacle if they are denied."""
-    state, at, agent = builder.state, builder.at, job.agent or ORCHESTRATOR_AGENT
+def _find_shortage(builder: DecisionBuilder, job: JobRow) -> Obstacle | None:
+    """Return the refusal of the tokens that a run needs, if there are not enough."""
+    state, agent = builder.state, job.agent or ORCHESTRATOR_AGENT
     day = state.day
     if not job.tokens or day is None:
         return None
@@ -127,32 +150,41 @@ def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensRes
     of_others = sum(tokens for (on, _), tokens in builder.released_tokens.items() if on == day.day) - freed
     judged = allowance(state, day.replaced(reserved=day.reserved - of_others), agent, job.tokens - freed)
     if judged.denied is None:
-        wait = timedelta(seconds=job.catch_up_seconds if waits else 0)
-        return TokensReserved(
-            day=day.day,
-            reservation_id=at.new_id(),
-            agent=agent,
-            tokens=job.tokens,
-            expires_at=at.now + wait + _max_run_duration(job),
-        )
-    if agent == ORCHESTRATOR_AGENT:
-        builder.ensure_active(agent)
+        return None
     denied = TokensDenied(
         day=day.day,
         agent=agent,
         tokens=job.tokens,
         reason=judged.denied,
-        remaining=judged.remaining + freed,
+        # As it stays, since nothing is released after all.
+        remaining=allowance(state, day, agent, job.tokens).remaining,
     )
     part = state.agent_budget(day, agent)
     of_squad = judged.denied == "budget_exhausted"
-    builder.add(denied, day.position if of_squad else part.position or state.policy.position)
+    event = NewEvent(denied, day.position if of_squad else part.position or state.policy.position)
     # If the agent has a limit, the squad may have more left than the agent.
     to_whom = f" for {agent!r}" if agent in state.policy.agent_limits else ""
-    detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain{to_whom}"
+    with_what = ", including what a cancellation would release" if freed or of_others else ""
+    left = max(judged.remaining + freed, 0)
+    detail = f"{job.tokens} tokens are needed, {left} remain{to_whom}{with_what}"
     extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
-    retry_after_seconds = max(1, ceil((day.ends_at - at.now).total_seconds()))
-    return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds))
+    retry_after_seconds = max(1, ceil((day.ends_at - builder.at.now).total_seconds()))
+    return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds), event)
+
+
+def _reservation(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensReserved | None:
+    """Return the reservation of the tokens that a run needs, if it needs any."""
+    day, at = builder.state.day, builder.at
+    if not job.tokens or day is None:
+        return None
+    wait = timedelta(seconds=job.catch_up_seconds if waits else 0)
+    return TokensReserved(
+        day=day.day,
+        reservation_id=at.new_id(),
+        agent=job.agent or ORCHESTRATOR_AGENT,
+        tokens=job.tokens,
+        expires_at=at.now + wait + _max_run_duration(job),
+    )
 
 
 def _max_run_duration(job: JobRow) -> timedelta:

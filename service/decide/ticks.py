@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from eventstore.events import RunMissed, RunSkipped, SkipReason, TickBuffered
 from projections.runs import RunRow, run_id
-from service.decide import starting
+from service.decide import run_claims, starting
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Accepted, Decision, DecisionContext
 from service.decide.ending import cancel, set_idle
@@ -136,13 +136,17 @@ def _decide_tick(
 
 
 def _start_tick(
-    builder: DecisionBuilder, job: JobRow, tick: datetime, cancelled: list[RunRow], runner: str
+    builder: DecisionBuilder, job: JobRow, tick: datetime, replaced: list[RunRow], runner: str
 ) -> None:
-    for run in cancelled:
+    """Start the tick's run in place of those that it replaces, or skip the tick and let them go on."""
+    if obstacle := starting.find_obstacle(builder.state, job, builder.at, replaced):
+        refused = run_claims.record_refusal(builder, job, obstacle.event)
+        _skip(builder, job, tick, obstacle.reason, obstacle.refusal.detail, refused)
+        return
+    for run in replaced:
         cancel(builder, run, f"cancelled by the tick of {_brief(tick)}")
-    if obstacle := starting.begin(builder, job, run_id(job.name, tick), tick, runner):
-        _skip(builder, job, tick, obstacle.reason, obstacle.refusal.detail, builder.position)
-    for agent in dict.fromkeys(run.agent for run in cancelled if run.agent):
+    starting.start(builder, job, run_id(job.name, tick), tick, runner)
+    for agent in dict.fromkeys(run.agent for run in replaced if run.agent):
         set_idle(builder, agent, builder.position)
 
 

@@ -56,7 +56,7 @@ from tests.unit.stories import Story, given, moment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POOR = SetPolicy(daily_tokens=1_000)
+SMALL_BUDGET = SetPolicy(daily_tokens=1_000)
 RUN = run_id(JOB, moment(60))
 """The run of the first tick."""
 
@@ -180,7 +180,7 @@ def a_claim_in_the_way_that_was_free_for_a_while_later() -> Question:
 
 
 def tokens_beyond_the_squads_budget() -> Question:
-    story = given(policy=POOR)
+    story = given(policy=SMALL_BUDGET)
     for number in range(14):
         story.given(RecordUsage(agent=f"agent-{number % 12}", tokens=10 + number), at=number)
     story.given(ReserveTokens(agent="ann", tokens=300), at=20)
@@ -199,7 +199,9 @@ def tokens_beyond_an_agents_limit() -> Question:
 
 
 def tokens_beyond_the_budget_of_a_whole_day() -> Question:
-    return _about(given(policy=POOR).when(ReserveTokens(agent="bob", tokens=1_001), at=30), TokensDenied)
+    return _about(
+        given(policy=SMALL_BUDGET).when(ReserveTokens(agent="bob", tokens=1_001), at=30), TokensDenied
+    )
 
 
 def tokens_beyond_the_budget_and_the_agents_daily_limit() -> Question:
@@ -218,37 +220,37 @@ def tokens_beyond_the_squads_budget_and_an_agents_limit() -> Question:
 
 
 def a_reservation_that_expired() -> Question:
-    story = given(policy=POOR).given(ReserveTokens(agent="ann", tokens=300, ttl_seconds=60))
+    story = given(policy=SMALL_BUDGET).given(ReserveTokens(agent="ann", tokens=300, ttl_seconds=60))
     return _about(story.when(PassTime(), at=61), TokensReleased)
 
 
 def a_reservation() -> Question:
-    story = given(policy=POOR).given(ReserveTokens(agent="ann", tokens=300))
+    story = given(policy=SMALL_BUDGET).given(ReserveTokens(agent="ann", tokens=300))
     story.given(SettleReservation(reservation_id=story.id, tokens_used=250), at=21)
     return _about(story, TokensReserved)
 
 
 def a_warning() -> Question:
-    story = given(policy=POOR).given(
+    story = given(policy=SMALL_BUDGET).given(
         RecordUsage(agent="ann", tokens=400), ReserveTokens(agent="bob", tokens=90)
     )
     return _about(story.when(RecordUsage(agent="bob", tokens=200), at=5), BudgetThresholdCrossed)
 
 
 def a_warning_because_the_policy_changed() -> Question:
-    story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=400))
+    story = given(policy=SMALL_BUDGET).given(RecordUsage(agent="ann", tokens=400))
     return _about(story.when(SetPolicy(daily_tokens=500), at=5), BudgetThresholdCrossed)
 
 
 def a_new_day() -> Question:
-    story = given(policy=POOR).given(
+    story = given(policy=SMALL_BUDGET).given(
         RecordUsage(agent="ann", tokens=400), RecordUsage(agent="bob", tokens=20)
     )
     return _about(story.when(PassTime(), at=86_400), BudgetDayReset)
 
 
 def a_day_that_continues_under_another_policy() -> Question:
-    story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=400))
+    story = given(policy=SMALL_BUDGET).given(RecordUsage(agent="ann", tokens=400))
     return _about(story.when(SetPolicy(daily_tokens=900, reset_hour=6), at=60), BudgetDayReset)
 
 
@@ -256,7 +258,7 @@ def a_day_that_continues_under_another_policy() -> Question:
 
 
 def a_tick_without_tokens() -> Question:
-    story = with_job(POOR, tokens=400).given(RecordUsage(agent="bob", tokens=700), at=30)
+    story = with_job(SMALL_BUDGET, tokens=400).given(RecordUsage(agent="bob", tokens=700), at=30)
     return _about(story.when(scheduled(claim()), at=60), RunSkipped)
 
 
@@ -266,6 +268,12 @@ def a_tick_whose_resources_are_claimed() -> Question:
     operation = story.id
     story.when(scheduled(claim()), at=60)
     story.given(FinishOperation(operation_id=operation, outcome="succeeded"), at=65)
+    return _about(story, RunSkipped)
+
+
+def a_tick_without_tokens_that_would_have_cancelled_a_run() -> Question:
+    story = with_job(SMALL_BUDGET, tokens=400, overlap="cancel_other").when(scheduled(claim()), at=60)
+    story.given(RecordUsage(agent="bob", tokens=700), at=90).when(scheduled(claim()), at=120)
     return _about(story, RunSkipped)
 
 
@@ -452,6 +460,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_new_day,
         a_day_that_continues_under_another_policy,
         a_tick_without_tokens,
+        a_tick_without_tokens_that_would_have_cancelled_a_run,
         a_tick_whose_resources_are_claimed,
         a_tick_of_a_paused_job,
         a_tick_while_the_orchestrator_is_stopped,

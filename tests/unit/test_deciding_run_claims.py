@@ -286,15 +286,31 @@ class TestTickConflict:
         assert event_types(story) == [ConflictDetected, RunSkipped]
         assert story.row(JOBS, JOB).buffered_tick is None
 
-    def test_agent_of_the_cancelled_run_becomes_idle_when_the_new_run_conflicts(self) -> None:
+    def test_other_run_goes_on_when_the_next_one_conflicts(self) -> None:
         """The job was given other resources while it ran, and another agent has claimed those."""
         story = running(LONG_WINDOW, overlap="cancel_other")
         story.given(define(overlap="cancel_other", resources={"order": "7"}))
         story.given(StartOperation(agent="bob", action="sort", resources={"order": "7"}), at=119)
         story.when(claim(), at=120)
-        assert event_types(story)[-2:] == [RunSkipped, AgentStatusChanged]
+        assert event_types(story) == [ConflictDetected, RunSkipped]
+        assert story.events[1] == RunSkipped(
+            run_id=run_id(JOB, moment(120)),
+            job=JOB,
+            tick=moment(120),
+            reason="conflict",
+            detail="'bob' has claimed order 7 for 'sort'",
+        )
+        assert story.caused_by(RunSkipped) == story.position_of(ConflictDetected)
+        held = story.row(OPERATIONS, run(story).operation_id)
+        assert (run(story).runner, held.state) == (RUNNER, "active")
         ann = story.row(AGENTS, "ann")
-        assert (ann.operations, ann.status) == (0, "idle")
+        assert (ann.operations, ann.status) == (2, "active")
+
+    def test_conflict_names_a_later_claim_even_when_the_cancelled_run_came_first(self) -> None:
+        story = running(SetPolicy(conflict_window_seconds=2), overlap="cancel_other")
+        story.given(BOBS_CLAIM, at=119).when(claim(), at=120)
+        assert event_types(story) == [ConflictDetected, RunSkipped]
+        assert story.row(RUNS, RUN).status == "running"
 
 
 @pytest.mark.parametrize("runner", [RUNNER, None])

@@ -356,23 +356,26 @@ class TestCancelOther:
         story.given(claim(), at=midnight - 60).given(RecordUsage(agent="bob", tokens=500), at=midnight + 1)
         story.when(claim(), at=midnight + 2)
         kinds = [type(event) for event in story.events if not isinstance(event, AgentStatusChanged)]
-        assert kinds == [TokensReleased, RunFinished, MessageSent, TokensDenied, RunSkipped]
+        assert kinds == [TokensDenied, RunSkipped]
+        assert story.row(RUNS, run_of(midnight - 60)).status == "running"
 
-    def test_agent_becomes_idle_when_the_budget_denies_the_next_run(self) -> None:
+    def test_other_run_goes_on_when_the_budget_denies_the_next_one(self) -> None:
         story = running(SMALL_BUDGET, overlap="cancel_other", tokens=600)
         story.given(RecordUsage(agent="orchestrator", tokens=450), at=61).when(claim(), at=120)
-        kinds = [type(event) for event in story.events]
-        assert kinds == [
-            TokensReleased,
-            RunFinished,
-            MessageSent,
-            TokensDenied,
-            RunSkipped,
-            AgentStatusChanged,
-        ]
-        assert story.events[3] == denied(600, 550)
-        assert story.row(AGENTS, "ann").operations == 0
-        assert story.row(AGENTS, "ann").status == "idle"
+        too_few = "600 tokens are needed, 550 remain, including what a cancellation would release"
+        story.then(denied(600, -50), skipped(120, "budget", too_few))
+        assert story.caused_by(RunSkipped) == story.position_of(TokensDenied)
+        run, ann = story.row(RUNS, run_of(60)), story.row(AGENTS, "ann")
+        assert (run.status, run.runner) == ("running", RUNNER)
+        assert (ann.operations, ann.status) == (1, "active")
+        assert story.row(BUDGET_DAYS, START.date()).reserved == 600
+
+    def test_later_tick_cancels_the_run_once_the_budget_suffices(self) -> None:
+        story = running(SMALL_BUDGET, overlap="cancel_other", tokens=600)
+        story.given(RecordUsage(agent="orchestrator", tokens=450), claim(), at=120)
+        story.given(SetPolicy(daily_tokens=1_050), at=121).when(claim(), at=180)
+        assert [event.run_id for event in story.events if isinstance(event, RunFinished)] == [run_of(60)]
+        assert story.row(RUNS, run_of(180)).status == "running"
 
     def test_next_run_can_reserve_the_tokens_of_another_agents_cancelled_run(self) -> None:
         story = running(SMALL_BUDGET, overlap="cancel_other", tokens=600)

@@ -21,7 +21,7 @@ from service.http.json import dumps
 from service.views import explanation
 from tests.support.list_log_queries import ListLogQueries
 from tests.unit import generated_histories, strategies
-from tests.unit.explained_stories import POOR, QUESTIONS, Question
+from tests.unit.explained_stories import QUESTIONS, SMALL_BUDGET, Question
 from tests.unit.stories import START, Story, given
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _sentences(found: Explanation) -> list[str]:
 
 
 def test_refused_reservation_is_explained_with_reasons() -> None:
-    story = given(policy=POOR)
+    story = given(policy=SMALL_BUDGET)
     story.given(RecordUsage(agent="ann", tokens=900))
     story.when(ReserveTokens(agent="bob", tokens=101))
     assert answer(Question(story, len(story.log))).reasons

@@ -199,7 +199,7 @@ async def test_token_of_an_attempt_without_a_claim_is_the_position_at_which_it_b
     tokens: list[int] = []
 
     async def note_token(work: Work) -> Report:
-        tokens.apwriterd(work.fencing_token)
+        tokens.append(work.fencing_token)
         return succeeded(JOB)
 
     monkeypatch.setattr(module, "perform", note_token)
@@ -214,7 +214,7 @@ async def test_token_of_an_attempt_without_a_claim_is_the_position_at_which_it_b
         (take_up(RUN, RUNNER), 65 + LEASE_SECONDS, RunRetried),
     ):
         scheduler.observe(story.when(command, at=at).recorded)
-        began.apwriterd(story.position_of(kind))
+        began.append(story.position_of(kind))
         await asyncio.gather(*scheduler._tasks)
         if kind is RunStarted:
             scheduler.observe(story.when(end_attempt(RUN, succeeded=False), at=61).recorded)
