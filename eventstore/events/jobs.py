@@ -12,7 +12,7 @@ from eventstore.events.base import Event
 JobSource = Literal["default", "settings", "api"]
 RemovalSource = Literal["settings", "api"]
 Overlap = Literal["skip", "buffer_one", "cancel_other", "allow_all"]
-SkipReason = Literal["overlap", "budget", "conflict", "paused", "shut_down"]
+SkipReason = Literal["overlap", "budget", "conflict", "paused", "shut_down", "schedule_ended"]
 RunOutcome = Literal["succeeded", "failed", "lost", "missed"]
 
 
@@ -94,7 +94,10 @@ class _RunEvent(Event, frozen=True, kw_only=True):
 
 
 class RunMissed(_RunEvent, frozen=True, kw_only=True):
-    """No process ran a tick: for longer than the job's catch-up time, or until its schedule ended."""
+    """No process ran a tick within the job's catch-up time.
+
+    Older logs have it also for ticks within that time whose schedule ended.
+    """
 
     type: ClassVar[str] = "run_missed"
     tick: datetime
@@ -104,6 +107,7 @@ class RunSkipped(_RunEvent, frozen=True, kw_only=True):
     """A tick was skipped, and why."""
 
     type: ClassVar[str] = "run_skipped"
+    schema_version: ClassVar[int] = 2
     tick: datetime
     reason: SkipReason
     detail: str

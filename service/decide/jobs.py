@@ -43,9 +43,9 @@ def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
     builder = DecisionBuilder(state, at)
     closed = True
     if row and not definition.enabled:
-        closed = close_schedule(builder, row, waiting="the job was disabled while it waited")
+        closed = close_schedule(builder, row, "disabled")
     elif row and schedule_of(definition) != schedule_of(row):
-        closed = close_schedule(builder, row)
+        closed = close_schedule(builder, row, "rescheduled")
     if not closed:
         return _refuse_overdue(builder, command.name)
     defined = JobDefined(job=command.name, source=command.source, definition=definition)
@@ -75,7 +75,7 @@ def remove(state: State, command: RemoveJob | WithdrawJob, at: DecisionContext) 
     if source == "settings" and row.source == "api" and not row.removed:
         return Accepted([], {"name": row.name, "position": row.position})
     builder = DecisionBuilder(state, at)
-    if not row.removed and not close_schedule(builder, row, waiting="the job was removed while it waited"):
+    if not row.removed and not close_schedule(builder, row, "removed"):
         return _refuse_overdue(builder, row.name)
     builder.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
     return Accepted(builder.events, {"name": row.name})
@@ -83,7 +83,7 @@ def remove(state: State, command: RemoveJob | WithdrawJob, at: DecisionContext) 
 
 def _refuse_overdue(builder: DecisionBuilder, name: str) -> Refused:
     """Refuse to end a schedule while some of its ticks have no outcome yet."""
-    detail = f"{name} is behind: {len(builder.events)} missed ticks were recorded, and there are more"
+    detail = f"{name} is behind: {len(builder.events)} past ticks were recorded, and there are more"
     return Refused(Refusal("job_behind", detail, retry_after_seconds=1), builder.events)
 
 

@@ -1,7 +1,8 @@
 """Decisions about ticks: each gets exactly one outcome, however many processes claim it.
 
 A tick is claimed at the head of the log, so two processes cannot both start it. It starts a run, or is
-skipped for a recorded reason, or is missed if no process claimed it within the job's catch-up time.
+skipped for a recorded reason, or is missed if no process claimed it within the job's catch-up time. If its
+schedule ends before that time is over, nobody was late, and it is skipped.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eventstore.events import RunMissed, RunSkipped, SkipReason, TickBuffered
 from projections.runs import RunRow, run_id
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from service.commands import ClaimTick
     from service.memory.state import State
 
-MAX_MISSED_AT_ONCE = 500
-"""How many missed ticks a change of a schedule records at most; the next attempt continues from there."""
+MAX_CLOSED_AT_ONCE = 500
+"""How many past ticks a change of a schedule records at most; the next attempt continues from there."""
 
 MAX_MISSED_PER_CLAIM = 100
 """How many a claim records at most. After an outage many jobs have some, and other commands must wait."""
@@ -43,38 +44,45 @@ def claim_tick(state: State, command: ClaimTick, at: DecisionContext) -> Decisio
     if job.buffered_tick is not None and not active:
         _decide_tick(builder, job, job.buffered_tick, active, command.runner)
     else:
-        too_late = at.now - timedelta(seconds=job.catch_up_seconds)
-        last = _miss(builder, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_PER_CLAIM)
+        last = job.ticked_until
+        for missed in islice(_ticks(job, lambda tick: _is_late(job, tick, at.now)), MAX_MISSED_PER_CLAIM):
+            _miss(builder, job, missed)
+            last = missed
         tick = next_tick(schedule_of(job), last)
         if tick and due_at(job, tick) <= at.now and len(builder.events) < MAX_MISSED_PER_CLAIM:
             _decide_tick(builder, job, tick, active, command.runner)
     return Accepted(builder.events, {} if builder.events else {"position": state.head.position})
 
 
-def close_schedule(builder: DecisionBuilder, job: JobRow, *, waiting: str | None = None) -> bool:
+def close_schedule(
+    builder: DecisionBuilder, job: JobRow, how: Literal["disabled", "removed", "rescheduled"]
+) -> bool:
     """Give the past ticks of a schedule that is about to end their outcomes, even those that jitter delays.
+
+    A tick that could still have run is skipped. One that is buffered will run under the new schedule; if
+    there is none, it is skipped too.
 
     Args:
         builder: of the decision that ends it.
         job: the job as it was until now.
-        waiting: why a buffered tick is skipped as well; None if it will still run.
+        how: what ends it.
 
     Returns:
         Whether all of them have one. If they are too many for one decision, the schedule cannot end yet.
     """
-
-    def is_over(tick: datetime) -> bool:
-        return tick <= builder.at.now
-
-    due = sum(1 for _ in islice(_ticks(job, is_over), MAX_MISSED_AT_ONCE + 1)) if job.enabled else 0
-    if due > MAX_MISSED_AT_ONCE:
-        _miss(builder, job, is_over)
-        return False
-    if waiting and job.buffered_tick is not None:
-        _skip(builder, job, job.buffered_tick, "overlap", waiting, job.position)
-    if due:
-        _miss(builder, job, is_over)
-    return True
+    now = builder.at.now
+    ticks = _ticks(job, lambda tick: tick <= now) if job.enabled else ()
+    past = list(islice(ticks, MAX_CLOSED_AT_ONCE + 1))
+    closed = len(past) <= MAX_CLOSED_AT_ONCE
+    if closed and job.buffered_tick is not None and how != "rescheduled":
+        detail = f"the job was {how} while it waited"
+        _skip(builder, job, job.buffered_tick, "overlap", detail, job.position)
+    for tick in past[:MAX_CLOSED_AT_ONCE]:
+        if _is_late(job, tick, now):
+            _miss(builder, job, tick)
+        else:
+            _skip(builder, job, tick, "schedule_ended", f"the job is being {how}", job.position)
+    return closed
 
 
 def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime]:
@@ -89,19 +97,14 @@ def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime
             tick = next_tick(schedule_of(job), tick)
 
 
-def _miss(
-    builder: DecisionBuilder,
-    job: JobRow,
-    is_missed: Callable[[datetime], bool],
-    maximum: int = MAX_MISSED_AT_ONCE,
-) -> datetime:
-    """Record up to `maximum` ticks as missed, oldest first; return the last tick that has an outcome."""
-    last = job.ticked_until
-    for tick in islice(_ticks(job, is_missed), maximum):
-        missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
-        builder.add(missed, caused_by=job.position)
-        last = tick
-    return last
+def _is_late(job: JobRow, tick: datetime, now: datetime) -> bool:
+    """Whether a tick has been due for too long to run."""
+    return due_at(job, tick) < now - timedelta(seconds=job.catch_up_seconds)
+
+
+def _miss(builder: DecisionBuilder, job: JobRow, tick: datetime) -> None:
+    missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
+    builder.add(missed, caused_by=job.position)
 
 
 def _skip(

@@ -9,6 +9,7 @@ from eventstore.events import (
     ConflictDetected,
     JobDefined,
     JobPaused,
+    JobRemoved,
     OperationStarted,
     OrchestratorStopped,
     RunAttemptFailed,
@@ -51,6 +52,8 @@ async def skipped(event: RunSkipped, at: Recorded, past: LogQueries, narration: 
             await _explain_actor(await past.last("orchestrator", types, upto=at.position), narration)
         case "overlap":
             await _explain_overlap(event, at, cause, past, narration)
+        case "schedule_ended":
+            await _explain_ended_schedule(event, at, past, narration)
         case _:
             assert_never(event.reason)
 
@@ -101,6 +104,17 @@ async def _explain_active_run(
         narration.add_reason(dated(ended), ended.at)
 
 
+async def _explain_ended_schedule(
+    event: RunSkipped, at: Recorded, past: LogQueries, narration: Narration
+) -> None:
+    """How late the tick was, and what ended its schedule."""
+    late = at.recorded_at - event.tick
+    narration.facts["late_seconds"] = late.total_seconds()
+    narration.add_reason(f"It had been due for {words.duration(late)}, and was not too late to run.", at)
+    types = (JobDefined.type, JobRemoved.type)
+    await _explain_actor(await past.first(f"job-{event.job}", types, after=at.position), narration)
+
+
 async def missed(event: RunMissed, at: Recorded, past: LogQueries, narration: Narration) -> None:
     """How late the tick was noticed, and whether any process was running."""
     late, in_time = at.recorded_at - event.tick, at.recorded_at
@@ -118,6 +132,7 @@ async def missed(event: RunMissed, at: Recorded, past: LogQueries, narration: Na
                 defined.at,
             )
         else:
+            # Recorded before `run_skipped` had a reason for it.
             narration.add_reason("Its schedule ended then, before any process had noticed the tick.", at)
     # After a long gap many missed ticks are recorded in a row; only activity in time for this one counts.
     before = await past.before(in_time)

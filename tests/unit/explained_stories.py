@@ -320,8 +320,19 @@ def a_tick_that_no_process_claimed() -> Question:
 
 
 def a_tick_of_a_schedule_that_ended() -> Question:
-    story = with_job(jitter_seconds=100.0, catch_up_seconds=300.0)
-    return _about(story.given(RemoveJob(name=JOB), at=61), RunMissed)
+    """As earlier versions recorded it."""
+    missed = RunMissed(run_id=RUN, job=JOB, tick=moment(60))
+    return _about(with_job().given(missed, at=61), RunMissed)
+
+
+def a_tick_of_a_job_that_was_removed() -> Question:
+    return _about(with_job().given(RemoveJob(name=JOB), at=65), RunSkipped)
+
+
+def a_tick_of_a_job_that_the_settings_changed() -> Question:
+    story = with_job()
+    changed = Request(define(timezone="Europe/Berlin"), "system:service", "a start")
+    return _about(story.when(changed, at=65), RunSkipped)
 
 
 def a_run_that_was_lost() -> Question:
@@ -471,6 +482,8 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_later_tick_missed_while_no_process_ran,
         a_tick_that_no_process_claimed,
         a_tick_of_a_schedule_that_ended,
+        a_tick_of_a_job_that_was_removed,
+        a_tick_of_a_job_that_the_settings_changed,
         a_run_that_was_lost,
         a_run_that_failed,
         a_job_that_paused_itself,

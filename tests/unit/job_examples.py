@@ -55,7 +55,11 @@ JOB_EXAMPLES: tuple[AnyEvent, ...] = (
     TickBuffered(job="email_poll", tick=_WHOLE_SECOND),
     RunMissed(run_id=_RUN, job="email_poll", tick=_FRACTION),
     RunSkipped(
-        run_id=_RUN, job="email_poll", tick=_WHOLE_SECOND, reason="budget", detail="0 tokens remain"
+        run_id=_RUN,
+        job="email_poll",
+        tick=_WHOLE_SECOND,
+        reason="schedule_ended",
+        detail="the job is being removed",
     ),
     RunStarted(
         run_id=_RUN,

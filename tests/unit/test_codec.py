@@ -151,6 +151,7 @@ class TestUpcasting:
         ("name", "added"),
         [
             ("job_removed", {"source": "settings"}),
+            ("run_skipped", {}),
             ("run_started", {"operation_id": None}),
             ("run_retried", {"operation_id": None}),
             ("run_finished", {"answered": False}),

@@ -17,6 +17,7 @@ from eventstore.events import (
     RunMissed,
     RunSkipped,
     RunStarted,
+    SkipReason,
     TickBuffered,
 )
 from projections.jobs import JOBS
@@ -33,7 +34,7 @@ from service.commands import (
     WithdrawJob,
 )
 from service.decide.jobs import due_jobs
-from service.decide.ticks import MAX_MISSED_AT_ONCE
+from service.decide.ticks import MAX_CLOSED_AT_ONCE
 from service.http import seed_views
 from service.http.json import dumps, loads
 from service.schedule import upcoming_ticks
@@ -64,9 +65,13 @@ def missed(tick: float) -> RunMissed:
     return RunMissed(run_id=run_id(JOB, moment(tick)), job=JOB, tick=moment(tick))
 
 
-def skipped(tick: float, detail: str) -> RunSkipped:
+def skipped(tick: float, detail: str, reason: SkipReason = "overlap") -> RunSkipped:
     at = moment(tick)
-    return RunSkipped(run_id=run_id(JOB, at), job=JOB, tick=at, reason="overlap", detail=detail)
+    return RunSkipped(run_id=run_id(JOB, at), job=JOB, tick=at, reason=reason, detail=detail)
+
+
+def ended_before(tick: float, how: str = "rescheduled") -> RunSkipped:
+    return skipped(tick, f"the job is being {how}", "schedule_ended")
 
 
 def running(**fields: Any) -> Story:
@@ -189,27 +194,29 @@ class TestJobBehind:
     @pytest.mark.parametrize("change", CHANGES, ids=lambda change: type(change).__name__)
     def test_change_is_refused_until_every_due_tick_has_an_outcome(self, change: AnyCommand) -> None:
         story = with_job(**self.EVERY_SECOND)
-        downtime = 2 * MAX_MISSED_AT_ONCE + 100
+        downtime = 2 * MAX_CLOSED_AT_ONCE + 100
         recorded: list[Event] = []
         for _ in range(2):
             story.when(change, at=downtime)
             assert story.refusal.code == "job_behind"
             assert story.refusal.retry_after_seconds == 1
-            assert len(story.events) == MAX_MISSED_AT_ONCE
+            assert len(story.events) == MAX_CLOSED_AT_ONCE
             recorded += story.events
         story.when(change, at=downtime)
         assert story.outcome.refusal is None
         recorded += story.events[:-1]
-        assert recorded == [missed(tick) for tick in range(1, downtime + 1)]
+        assert recorded[:-2] == [missed(tick) for tick in range(1, downtime - 1)]
+        in_time = [event.tick for event in recorded[-2:] if isinstance(event, RunSkipped)]
+        assert in_time == [moment(downtime - 1), moment(downtime)]
         assert isinstance(story.events[-1], JobRemoved | JobDefined)
 
     def test_job_is_not_behind_with_as_many_due_ticks_as_one_decision_records(self) -> None:
-        story = with_job(**self.EVERY_SECOND).when(RemoveJob(name=JOB), at=MAX_MISSED_AT_ONCE)
-        assert len(story.events) == MAX_MISSED_AT_ONCE + 1
+        story = with_job(**self.EVERY_SECOND).when(RemoveJob(name=JOB), at=MAX_CLOSED_AT_ONCE)
+        assert len(story.events) == MAX_CLOSED_AT_ONCE + 1
         assert isinstance(story.events[-1], JobRemoved)
 
     def test_job_is_behind_with_one_due_tick_more(self) -> None:
-        story = with_job(**self.EVERY_SECOND).when(RemoveJob(name=JOB), at=MAX_MISSED_AT_ONCE + 1)
+        story = with_job(**self.EVERY_SECOND).when(RemoveJob(name=JOB), at=MAX_CLOSED_AT_ONCE + 1)
         assert story.refusal.code == "job_behind"
 
     def test_buffered_tick_is_kept_while_the_change_is_refused(self) -> None:
@@ -223,7 +230,7 @@ class TestJobBehind:
 
     @pytest.mark.parametrize("change", [define(**EVERY_SECOND, timeout_seconds=5.0), PauseJob(name=JOB)])
     def test_changes_that_keep_the_schedule_are_accepted(self, change: AnyCommand) -> None:
-        story = with_job(**self.EVERY_SECOND).when(change, at=10 * MAX_MISSED_AT_ONCE)
+        story = with_job(**self.EVERY_SECOND).when(change, at=10 * MAX_CLOSED_AT_ONCE)
         assert story.outcome.refusal is None
         assert len(story.events) == 1
 
@@ -241,20 +248,20 @@ class TestScheduleChanges:
         assert [type(event) for event in story.events] == [RunMissed, AgentStatusChanged, RunStarted]
         assert story.events[0] == missed(60)
 
-    def test_due_ticks_are_missed_when_the_schedule_changes(self) -> None:
+    def test_due_ticks_are_skipped_when_the_schedule_changes_or_missed_when_late(self) -> None:
         story = with_job().when(define(cron="0 * * * *"), at=180)
-        story.then(missed(60), missed(120), missed(180), defined(cron="0 * * * *"))
+        story.then(missed(60), ended_before(120), ended_before(180), defined(cron="0 * * * *"))
         story.when(claim(), at=3_599).then_nothing()
 
-    def test_tick_delayed_by_jitter_is_missed_when_the_schedule_changes(self) -> None:
+    def test_tick_delayed_by_jitter_is_skipped_when_the_schedule_changes(self) -> None:
         story = with_job(jitter_seconds=30.0).when(define(cron="0 * * * *"), at=60)
-        story.then(missed(60), defined(cron="0 * * * *"))
+        story.then(ended_before(60), defined(cron="0 * * * *"))
 
     def test_new_time_zone_or_interval_is_a_schedule_change(self) -> None:
         story = with_job().when(define(timezone="Europe/Berlin"), at=60)
-        story.then(missed(60), defined(timezone="Europe/Berlin"))
+        story.then(ended_before(60), defined(timezone="Europe/Berlin"))
         every: dict[str, Any] = {"cron": None, "every_seconds": 50.0}
-        story.when(define(**every), at=120).then(missed(120), defined(**every))
+        story.when(define(**every), at=120).then(ended_before(120), defined(**every))
 
     def test_buffered_tick_survives_a_schedule_change(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
@@ -274,7 +281,8 @@ class TestScheduleChanges:
 
 class TestDisabling:
     def test_disabling_ends_the_schedule(self) -> None:
-        story = with_job().when(define(enabled=False), at=70).then(missed(60), defined(enabled=False))
+        story = with_job().when(define(enabled=False), at=70)
+        story.then(ended_before(60, "disabled"), defined(enabled=False))
         story.when(claim(), at=600).then_nothing()
 
     def test_reenabled_job_has_no_ticks_of_the_time_it_was_disabled(self) -> None:
@@ -307,7 +315,7 @@ class TestRemoving:
         story.when(RemoveJob(name=JOB), at=200)
         story.then(
             skipped(120, "the job was removed while it waited"),
-            missed(180),
+            ended_before(180, "removed"),
             JobRemoved(job=JOB, source="api"),
         )
 
