@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import orjson
 from psycopg import sql
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from eventstore import lookup
 from projections import storage
@@ -107,6 +115,14 @@ OneOf = Annotated[
 """A filter that takes several values, separated by commas. Even an empty string is one value."""
 
 
+def _empty_or_valid(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    return value if value == "" else validate(value)
+
+
+NameOrNobody = Annotated[Name, WrapValidator(_empty_or_valid, json_schema_input_type=Name | Literal[""])]
+"""A filter by the name of an agent; an empty value selects the rows that name nobody."""
+
+
 async def page_of_rows(
     services: Services,
     request: web.Request,
@@ -137,7 +153,14 @@ async def page_of_rows(
     clauses: list[sql.Composable] = [
         sql.SQL("{0} > %(low)s AND {0} < %(high)s").format(sql.Identifier(order))
     ]
+    ordering = [sql.Identifier(order)]
     for name, value in filters.items():
+        if value == "":
+            clauses.append(sql.SQL("{} IS NULL").format(sql.Identifier(name)))
+            # Unlike with "=", the planner does not see that the column is constant: only in this order does
+            # the column's index yield the rows.
+            ordering.insert(0, sql.Identifier(name))
+            continue
         if isinstance(value, tuple) and len(value) == 1:
             # An index yields the rows of one value in order; those of several must be sorted.
             (value,) = value
@@ -146,10 +169,9 @@ async def page_of_rows(
         clauses.append(sql.SQL(comparison).format(sql.Identifier(name), sql.Placeholder(name)))
     if conditions is not None:
         clauses.append(conditions)
-    where = sql.SQL("WHERE {} ORDER BY {} {} LIMIT %(limit)s").format(
-        sql.SQL(" AND ").join(clauses),
-        sql.Identifier(order),
-        sql.SQL("DESC" if query.newest_first else "ASC"),
+    direction = sql.SQL(" DESC" if query.newest_first else "")
+    where = sql.SQL("WHERE {} ORDER BY {} LIMIT %(limit)s").format(
+        sql.SQL(" AND ").join(clauses), sql.SQL(", ").join(column + direction for column in ordering)
     )
     async with services.tables.covering(projection, query.min_position) as connection:
         low, high = await _bounds(connection, query)

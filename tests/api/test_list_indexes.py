@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -162,3 +163,31 @@ async def test_page_reads_few_more_rows_than_it_shows_when_the_newest_come_first
         ]
         assert len(shown) == count, path
         assert max(rows_read) <= count + MAX_EXTRA_ROWS, path
+
+
+async def test_page_of_unassigned_tasks_reads_few_more_rows_than_it_shows(
+    service: Service, rows_read: list[int]
+) -> None:
+    await _one_of_each(service)
+    async with connected(service.dsn) as connection:
+        await _add_many_rows(connection)
+        # A scan of the board from its beginning reaches the unassigned tasks last.
+        for assigned, queries in (
+            (RARE_AFTER, {"": 6, "&status=in_progress": 5, "&status=completed": 0}),
+            (ROWS // 2, {"": 100, "&after=1012000": 100, "&status=in_progress": 5, "&status=new": 1}),
+        ):
+            await connection.execute(
+                "UPDATE squad_tasks SET assigned_agent = NULL WHERE created_position > %s",
+                (1_000_000 + assigned,),
+            )
+            await connection.execute("ANALYZE squad_tasks")
+            for (query, count), order in product(queries.items(), ("asc", "desc")):
+                rows_read.clear()
+                page = await service.api.get(f"tasks?order={order}&assigned_agent={query}")
+                shown = page.expect(200)["items"]
+                if not (order == "desc" and "after" in query):
+                    assert len(shown) == count, query
+                assert max(rows_read) <= count + MAX_EXTRA_ROWS, query
+                assert [item["assigned_agent"] for item in shown] == [None] * len(shown)
+                positions = [item["created_position"] for item in shown]
+                assert positions == sorted(positions, reverse=order == "desc")

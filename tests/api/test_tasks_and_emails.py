@@ -112,3 +112,23 @@ async def test_id_must_be_a_uuid_in_upper_or_lower_case(api: Api) -> None:
     (await api.get(f"tasks/{str(created['id']).upper()}")).expect(200)
     fault = (await api.get("tasks/7")).expect(422, "validation_failed")
     assert fault["errors"] == [{"field": "id", "message": "must be a UUID"}]
+
+
+async def test_unassigned_tasks_are_listed_when_the_filter_is_empty(api: Api) -> None:
+    for title, fields in (
+        ("free", {}),
+        ("ada's", {"assigned_agent": "ada"}),
+        ("done", {"status": "completed"}),
+        ("also free", {"priority": "high"}),
+    ):
+        (await api.post("tasks", title=title, **fields)).expect(201)
+
+    async def titles(query: str) -> list[str]:
+        return [task["title"] for task in (await api.get(f"tasks?{query}")).expect(200)["items"]]
+
+    assert await titles("assigned_agent=") == ["free", "done", "also free"]
+    assert await titles("assigned_agent=&status=new,in_progress") == ["free", "also free"]
+    assert await titles("assigned_agent=&priority=high") == ["also free"]
+    first = (await api.get("tasks?assigned_agent=&limit=1")).expect(200)
+    assert await titles(f"assigned_agent=&after={first['next']}") == ["done", "also free"]
+    (await api.get("tasks?assigned_agent=%20")).expect(422, "validation_failed")

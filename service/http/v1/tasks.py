@@ -8,10 +8,10 @@ from eventstore.events import TaskPriority, TaskStatus
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service.http import answers, write_answers
-from service.http.lists import ListQuery, OneOf, Query, one_row, page_of_rows
+from service.http.lists import ListQuery, NameOrNobody, OneOf, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.http.scope import Scope
-from service.values import Id, Name
+from service.values import Id
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -27,8 +27,8 @@ class TaskQuery(ListQuery):
     """Only tasks with this status, or with one of several, separated by commas."""
     priority: OneOf[TaskPriority] | None = None
     """Only tasks with this priority, or with one of several, separated by commas."""
-    assigned_agent: Name | None = None
-    """Only this agent's tasks."""
+    assigned_agent: NameOrNobody | None = None
+    """Only this agent's tasks; if it is empty, only tasks that are assigned to nobody."""
 
 
 async def _list(services: Services, request: web.Request) -> Reply:
