@@ -31,7 +31,7 @@ def send(state: State, command: SendMessage, at: DecisionContext) -> Decision:
 
 
 def acknowledge(state: State, command: AcknowledgeMessage, at: DecisionContext) -> Decision:
-    """Remove a message from one agent's inbox. Repeating it changes nothing."""
+    """Remove a message from one agent's inbox. Repeating it changes nothing, and the reply says so."""
     message = state.rows(MESSAGES).get(command.message_id)
     if message is None:
         return Refused(Refusal("message_not_found", f"there is no message {command.message_id}"))
@@ -44,9 +44,9 @@ def acknowledge(state: State, command: AcknowledgeMessage, at: DecisionContext) 
         )
     reply = {"id": message.id, "agent": command.agent}
     if earlier := state.rows(ACKS).get((message.id, command.agent)):
-        return Accepted([], {**reply, "position": earlier.position})
+        return Accepted([], {**reply, "already_acknowledged": True, "position": earlier.position})
     acknowledged = MessageAcknowledged(message_id=message.id, agent=command.agent)
     return Accepted(
         [*ensure_active(state, command.agent, at), NewEvent(acknowledged, caused_by=message.position)],
-        reply,
+        {**reply, "already_acknowledged": False},
     )

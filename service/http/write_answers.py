@@ -42,10 +42,11 @@ class MessageTaken(Written):
 
 
 class Acknowledged(Written):
-    """The message that was acknowledged, and the agent that did so."""
+    """The message that was acknowledged, the agent that did so, and whether it already had before."""
 
     id: str
     agent: str
+    already_acknowledged: bool
 
 
 class Claimed(Written):

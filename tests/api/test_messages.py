@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -158,10 +159,19 @@ async def test_reading_a_later_page_does_not_hide_earlier_messages(api: Api) -> 
 async def test_second_acknowledgement_changes_nothing(api: Api) -> None:
     sent = await _send(api, "ada", "for bob", to_agent="bob")
     first = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
-    assert (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200) == first
+    again = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
+    assert again == {**first, "already_acknowledged": True}
 
 
 async def test_only_an_addressee_can_acknowledge(api: Api) -> None:
     sent = await _send(api, "ada", "for bob", to_agent="bob")
     (await api.post(f"messages/{sent['id']}/ack", agent="eve")).expect(409, "not_addressed")
     (await api.post(f"messages/{UNKNOWN}/ack", agent="bob")).expect(404, "message_not_found")
+
+
+async def test_one_of_two_processes_learns_that_it_was_first_when_both_acknowledge(api: Api) -> None:
+    sent = await _send(api, "ada", "do it", to_agent="bob")
+    answers = await asyncio.gather(*(api.post(f"messages/{sent['id']}/ack", agent="bob") for _ in range(2)))
+    shown = [answer.expect(200) for answer in answers]
+    assert sorted(answer["already_acknowledged"] for answer in shown) == [False, True]
+    assert shown[0]["position"] == shown[1]["position"]
