@@ -29,6 +29,7 @@ RefusalCode = Literal[
     "email_not_found",
     "email_exists",
     "email_erased",
+    "changed",
     "subject_not_found",
     "subject_in_plain",
     "job_not_found",

@@ -132,6 +132,9 @@ TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, allow_inf_nan=Fals
 WindowSeconds = Annotated[float, Field(ge=MIN_WINDOW_SECONDS, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
 """How long a claim lasts without renewal, in seconds: long enough that it can be renewed in time."""
 
+Position = Annotated[int, Field(ge=1, le=2**63 - 1)]
+"""The position of an event in the log."""
+
 Priority = Annotated[int, Field(ge=-1_000, le=1_000)]
 """An agent's priority; higher goes first."""
 

@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+UNCONDITIONAL = 0
+"""The `if_position` of a change without a condition. No event has this position."""
+
 
 class Command(BaseModel):
     """An intent."""

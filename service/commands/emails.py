@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator
 
 from eventstore.events import ERASED, EmailStatus
-from service.commands.base import Command, named_fields
-from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text
+from service.commands.base import UNCONDITIONAL, Command, named_fields
+from service.values import ExternalId, Id, JsonObject, Name, Position, ShortText, Text
 
 
 def _has_address(from_email: str) -> str:
@@ -43,8 +43,10 @@ class UpdateEmail(Command):
     status: EmailStatus = "unread"
     handled_by: Name | None = None
     payload: JsonObject | None = None
+    if_position: Position = UNCONDITIONAL
+    """The e-mail's `position` as last read. If the e-mail has changed since, the change is refused."""
 
     @property
     def changes(self) -> dict[str, Any]:
         """The named fields; None clears a field."""
-        return named_fields(self, "email_id")
+        return named_fields(self, "email_id", "if_position")

@@ -7,6 +7,9 @@ between, by whichever process, no longer has any effect, and who owns an operati
 An operator's key allows every command, an auditor's none. An agent's key allows the commands in
 `_AGENT_CHECKS`, as that agent and on what belongs to it, and nothing else: a new kind of command needs an
 operator's key until it is added there.
+
+A change whose `if_position` is out of date is left to its decision, which refuses it whoever owns the row
+by now: an agent that comes too late for a free task has not tried to change another's.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from projections.keys import ACCESS, KEYS, THE_SQUAD
 from projections.operations import OPERATIONS
 from projections.tasks import TASKS
 from service import commands as do
+from service.decide.conditions import has_changed
 from service.decide.decision import Refused
 from service.refusals import Refusal
 
@@ -123,8 +127,8 @@ def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | 
 
 def _own_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
     row = state.rows(TASKS).get(command.task_id)
-    what = f"task {command.task_id} is assigned to another agent"
-    return _deny_unless_own(agent, row.assigned_agent if row else None, what)
+    owner = row.assigned_agent if row and not has_changed(row, command) else None
+    return _deny_unless_own(agent, owner, f"task {command.task_id} is assigned to another agent")
 
 
 def _own_handling(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
@@ -133,10 +137,9 @@ def _own_handling(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -
 
 def _own_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
     row = state.rows(EMAILS).get(command.email_id)
+    owner = row.handled_by if row and not has_changed(row, command) else None
     what = f"e-mail {command.email_id} is handled by another agent"
-    return _deny_unless_own(agent, row.handled_by if row else None, what) or _own_handling(
-        state, agent, command
-    )
+    return _deny_unless_own(agent, owner, what) or _own_handling(state, agent, command)
 
 
 _AGENT_CHECKS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | None]] = MappingProxyType(

@@ -9,6 +9,7 @@ import orjson
 from eventstore.events import ERASED, EmailReceived, EmailUpdated
 from eventstore.recorded import NewEvent
 from projections.emails import EMAILS
+from service.decide.conditions import has_changed, refuse_changed
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
@@ -41,6 +42,8 @@ def update(state: State, command: UpdateEmail, at: DecisionContext) -> Decision:
     row = state.rows(EMAILS).get(command.email_id)
     if row is None:
         return Refused(Refusal("email_not_found", f"there is no e-mail {command.email_id}"))
+    if has_changed(row, command):
+        return refuse_changed("e-mail", row)
     if row.from_email == ERASED and command.changes.get("payload") is not None:
         # The new payload could never be forgotten: the sender it is about can no longer be named.
         return Refused(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from eventstore.events import TaskCreated, TaskUpdated
 from eventstore.recorded import NewEvent
 from projections.tasks import TASKS
+from service.decide.conditions import has_changed, refuse_changed
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
@@ -31,6 +32,8 @@ def update(state: State, command: UpdateTask, at: DecisionContext) -> Decision:
     row = state.rows(TASKS).get(command.task_id)
     if row is None:
         return Refused(Refusal("task_not_found", f"there is no task {command.task_id}"))
+    if has_changed(row, command):
+        return refuse_changed("task", row)
     before = {name: getattr(row, name) for name in _FIELDS}
     after = {**before, **command.changes}
     reply = {"id": row.id, **after, "created_at": row.created_at}

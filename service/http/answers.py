@@ -246,6 +246,8 @@ class ProblemDetails(BaseModel):
     """For `operation_finished`: how the operation ended."""
     email_id: str | None = None
     """For `email_exists`: the id under which the e-mail is logged."""
+    current_position: int | None = None
+    """For `changed`: the position of the last change. Read with it as `min_position` to see that change."""
     in_plain: int | None = None
     """For `subject_in_plain`: how many e-mails or messages are in the log unencrypted."""
     covered: int | None = None

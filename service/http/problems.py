@@ -50,6 +50,7 @@ REFUSALS: Mapping[str, Kind] = MappingProxyType(
         "email_not_found": Kind(404, "No such e-mail"),
         "email_exists": Kind(409, "The e-mail is already logged"),
         "email_erased": Kind(409, "The e-mail's sender has been forgotten"),
+        "changed": Kind(409, "It has changed since it was read"),
         "subject_not_found": Kind(404, "No such subject"),
         "subject_in_plain": Kind(409, "The log holds it unencrypted"),
         "job_not_found": Kind(404, "No such job"),

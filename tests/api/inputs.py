@@ -100,8 +100,9 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "name": ["x" * 10_000, "\x07", "line\nbreak", " padded ", "\x7f", "\t"],
     "tokens": [-1, 1.5, "5", True, None, 10**30, 10**13, [], {}],
     "object": [7, "text", [], True],
+    "position": [None, 0, -1, 1.5, "5", True, 2**63],
 }
-"""Values that are not a valid text, name, number of tokens, or object."""
+"""Values that are not a valid text, name, number of tokens, object, or position."""
 
 WRONG_AUTHORITIES = (
     *("http://x:65536", "http://x:0", "http://x:1x", "http://x:1:2", "http://:80"),
@@ -200,6 +201,7 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
         "title": [None, "", 7],
         "status": ["done", None],
         "priority": [None, "asap"],
+        "if_position": WRONG_VALUES["position"],
     },
     "POST /api/v1/emails": {
         "gmail_message_id": ["", 7, None, "\x00", "x" * 256],
@@ -208,7 +210,11 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
         "status": ["read", 7, None],
         "payload": [*WRONG_VALUES["object"], {"a": "\x00"}, {"a": 10**30}],
     },
-    f"PATCH /api/v1/emails/{UNKNOWN_ID}": {"category": [None, "", 7], "status": ["read", None]},
+    f"PATCH /api/v1/emails/{UNKNOWN_ID}": {
+        "category": [None, "", 7],
+        "status": ["read", None],
+        "if_position": WRONG_VALUES["position"],
+    },
     "PUT /api/v1/jobs/ada": {"endpoint": ["x", "", "/a b", "//a", "/../a", "/a\n", "/a?b\n", "/\n"]},
     "POST /api/v1/whatif": {
         "daily_tokens": WRONG_VALUES["tokens"][:4],

@@ -107,6 +107,6 @@ ROUTES = (
         scope=Scope.ACT,
         bound={"id": "email_id"},
         answer=write_answers.EmailWritten,
-        problems=("email_not_found", "email_erased"),
+        problems=("email_not_found", "email_erased", "changed"),
     ),
 )

@@ -82,6 +82,6 @@ ROUTES = (
         scope=Scope.ACT,
         bound={"id": "task_id"},
         answer=write_answers.TaskWritten,
-        problems=("task_not_found",),
+        problems=("task_not_found", "changed"),
     ),
 )
