@@ -105,12 +105,13 @@ class Agent:
                 _log.warning("e-mail %s is classified by the rules: %s", email_id, error)
         changes = {
             "category": category,
-            # Keep the status if a person has archived or answered it in the meantime.
+            # A person may have archived or answered it before it had a category.
             "status": "classified" if email.status == "unread" else email.status,
             "handled_by": self._settings.name,
             "payload": {**payload, "classified": {"by": by, "reason": reason}},
         }
-        await self._squad.update_email(email_id, changes)
+        if not await self._squad.update_email(email, changes):
+            return _passed_over(email_id, usage)
         return {
             "email_id": email_id,
             "category": category,
@@ -130,18 +131,20 @@ class Agent:
             return _unchanged(email)
         payload = email.payload or {}
         if not drafts.wanted(email.category, payload, email.from_email):
-            await self._squad.update_email(
-                email_id, {"status": "archived", "handled_by": self._settings.name}
-            )
+            archived = {"status": "archived", "handled_by": self._settings.name}
+            if not await self._squad.update_email(email, archived):
+                return _passed_over(email_id, Usage())
             return {"email_id": email_id, "status": "archived", "tokens_used": 0}
         draft, usage = await self._draft(email, payload)
-        saved = await self._save(email_id, draft) if self._settings.save_drafts else None
         changes = {
             "status": "draft_created",
             "handled_by": self._settings.name,
             "payload": {**payload, "draft": draft.payload()},
         }
-        await self._squad.update_email(email_id, changes)
+        if not await self._squad.update_email(email, changes):
+            return _passed_over(email_id, usage)
+        # Only now, so that none is left in the mailbox for an e-mail that somebody else has dealt with.
+        saved = await self._save(email_id, draft) if self._settings.save_drafts else None
         report = {
             "email_id": email_id,
             "status": "draft_created",
@@ -196,3 +199,8 @@ class Agent:
 def _unchanged(email: Email) -> Report:
     """The answer if the work is already done, by an earlier call or by a person."""
     return {"email_id": email.id, "status": email.status, "category": email.category, "tokens_used": 0}
+
+
+def _passed_over(email_id: str, usage: Usage) -> Report:
+    """The answer if somebody changed the e-mail during the work on it: their change stands."""
+    return {"email_id": email_id, "passed_over": "it was changed meanwhile", "usage": asdict(usage)}

@@ -41,6 +41,8 @@ class Email(BaseModel):
     category: str
     status: Literal["unread", "classified", "draft_created", "sent", "archived"]
     payload: dict[str, Any] | None
+    position: int
+    """That of its last change."""
 
 
 class Squad:
@@ -80,13 +82,19 @@ class Squad:
         except ValidationError as error:
             raise SquadError(f"the orchestrator's answer for e-mail {email_id} is invalid") from error
 
-    async def update_email(self, email_id: str, changes: dict[str, Any]) -> None:
-        """Change fields of an e-mail.
+    async def update_email(self, email: Email, changes: dict[str, Any]) -> bool:
+        """Change fields of an e-mail; return False instead if it has changed since it was read.
 
         Raises:
             SquadError: they were not changed, or it is unknown whether they were.
         """
-        await self._call("PATCH", f"/emails/{email_id}", changes)
+        try:
+            await self._call("PATCH", f"/emails/{email.id}", {**changes, "if_position": email.position})
+        except SquadRefusal as refusal:
+            if refusal.code == "changed":
+                return False
+            raise
+        return True
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         run = CURRENT_RUN.get()

@@ -25,9 +25,11 @@ async def test_email_agent_works_with_its_own_key(database: str) -> None:
         assert await squad.log_email(MAIL)
         assert not await squad.log_email(MAIL)
         listed = (await service.api.with_key(key).get("emails")).expect(200)["items"]
-        email_id = listed[0]["id"]
-        await squad.update_email(email_id, {"category": "order", "handled_by": "email_agent"})
-        assert (await squad.email(email_id)).category == "order"
+        email = await squad.email(listed[0]["id"])
+        assert await squad.update_email(email, {"category": "order", "handled_by": "email_agent"})
+        assert (await squad.email(email.id)).category == "order"
+        assert not await squad.update_email(email, {"category": "support"})
+        assert (await squad.email(email.id)).category == "order"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from examples.email_agent.settings import Settings
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from examples.demo.imap_server import ImapServer
 
@@ -67,6 +67,7 @@ class FakeSquad:
     def add(self, **fields: Any) -> str:
         """Log an e-mail; return its id."""
         email_id = str(uuid4())
+        self.position += 1
         self.emails[email_id] = {
             "id": email_id,
             "gmail_message_id": email_id,
@@ -77,8 +78,14 @@ class FakeSquad:
             "handled_by": None,
             "payload": {"text": "Please quote for two speakers."},
             **fields,
+            "position": self.position,
         }
         return email_id
+
+    def change(self, email_id: str, **fields: Any) -> None:
+        """Change an e-mail, as anybody could."""
+        self.position += 1
+        self.emails[email_id] |= {**fields, "position": self.position}
 
     def app(self) -> web.Application:
         """The API."""
@@ -95,9 +102,7 @@ class FakeSquad:
         ids = {email["gmail_message_id"] for email in self.emails.values()}
         if fields["gmail_message_id"] in ids:
             return web.json_response({"code": "email_exists", "detail": "known"}, status=409)
-        self.position += 1
-        email = self.emails[self.add(**fields)]
-        return web.json_response({**email, "position": self.position}, status=201)
+        return web.json_response(self.emails[self.add(**fields)], status=201)
 
     async def _one(self, request: web.Request) -> web.Response:
         self.requests.append(request)
@@ -105,9 +110,11 @@ class FakeSquad:
         if self.broken or email is None:
             return web.json_response({"code": "email_not_found"}, status=500 if self.broken else 404)
         if request.method == "PATCH":
-            email |= await request.json()
-            self.position += 1
-        return web.json_response({**email, "position": self.position})
+            changes = await request.json()
+            if changes.pop("if_position", email["position"]) != email["position"]:
+                return web.json_response({"code": "changed", "detail": "changed"}, status=409)
+            self.change(email["id"], **changes)
+        return web.json_response(email)
 
 
 class FakeModel:
@@ -118,6 +125,8 @@ class FakeModel:
         self.status = status
         self.delay_seconds = delay_seconds
         self.asked: list[dict[str, Any]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called while an answer is awaited."""
 
     def app(self) -> web.Application:
         """The endpoint."""
@@ -127,6 +136,7 @@ class FakeModel:
 
     async def _complete(self, request: web.Request) -> web.Response:
         self.asked.append(await request.json())
+        self.meanwhile()
         await asyncio.sleep(self.delay_seconds)
         answer = {
             "choices": [{"message": {"role": "assistant", "content": self.content}}],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ async def test_email_is_classified_and_gets_a_draft() -> None:
     assert email["payload"]["text"].startswith("Please quote")
     assert squad.requests[0].headers["X-Correlation-Id"] == "run-1"
     # It waits until its own write is visible.
-    assert squad.requests[2].query["min_position"] == "1"
+    assert squad.requests[2].query["min_position"] == "2"
 
 
 @pytest.mark.parametrize("category", ["spam", "newsletter", "auto_reply"])
@@ -259,3 +260,40 @@ async def test_other_invalid_calls_get_the_matching_status() -> None:
     async with agent(squad, EMAIL_AGENT_SQUAD_URL="http://127.0.0.1:1") as client:
         answer = await client.post(CLASSIFY, json=call(squad.add()))
         assert answer.status == 503
+
+
+# Changes by others --------------------------------------------------------------------------------------
+
+
+async def test_classifying_passes_over_an_email_when_a_person_archives_it_meanwhile() -> None:
+    squad, model = FakeSquad(), FakeModel('{"category": "order"}')
+    email_id = squad.add()
+    model.meanwhile = partial(squad.change, email_id, status="archived", handled_by="Anna")
+    async with agent(squad, model) as client:
+        answer = await client.post(CLASSIFY, json=call(email_id))
+        assert answer.status == 200
+        report = await answer.json()
+    # What it cost is reported all the same.
+    assert report == {
+        "email_id": email_id,
+        "passed_over": "it was changed meanwhile",
+        "usage": {"input_tokens": 120, "output_tokens": 30},
+    }
+    email = squad.emails[email_id]
+    assert (email["status"], email["category"], email["handled_by"]) == ("archived", "unclassified", "Anna")
+
+
+async def test_responding_drafts_and_saves_nothing_when_a_person_answers_meanwhile(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    squad, model = FakeSquad(), FakeModel("Dear Anna, here is our draft.")
+    email_id = squad.add(status="classified", category="order")
+    model.meanwhile = partial(squad.change, email_id, status="sent")
+    # There is no mailbox, so an attempt to save the draft would be logged.
+    async with agent(squad, model, save_drafts=True) as client:
+        answer = await client.post(RESPOND, json=call(email_id))
+        assert answer.status == 200
+        assert (await answer.json())["passed_over"] == "it was changed meanwhile"
+    assert squad.emails[email_id]["status"] == "sent"
+    assert "draft" not in squad.emails[email_id]["payload"]
+    assert "was not saved in the mailbox" not in caplog.text
