@@ -19,7 +19,7 @@ from eventstore.events import (
 from service import commands as do
 from service.callers import Caller
 from service.requests import Answer, Request
-from tests.unit.support import Story, given
+from tests.unit.stories import Story, given
 
 if TYPE_CHECKING:
     from service.requests import Outcome
@@ -134,7 +134,9 @@ def test_change_is_refused_when_its_position_was_never_that_of_a_change(free: Su
 
 
 def test_change_to_what_it_is_changes_nothing_when_its_condition_holds(free: Subject) -> None:
-    free.story.when(free.change(if_position=free.read_at)).then_nothing().replied(position=free.read_at)
+    free.story.when(free.change(if_position=free.read_at)).then_nothing().then_replied(
+        position=free.read_at
+    )
 
 
 @pytest.mark.parametrize("kind", [Task, Email])

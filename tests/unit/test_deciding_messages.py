@@ -114,13 +114,13 @@ class TestAcknowledging:
 def test_acknowledgement_says_that_it_is_a_repeat_when_the_agent_acknowledged_before() -> None:
     story = given(SendMessage(from_agent="ann", message="look"))
     command = acknowledge(story, "bob")
-    story.when(command).replied(already_acknowledged=False)
+    story.when(command).then_replied(already_acknowledged=False)
     acknowledged_at = story.position_of(MessageAcknowledged)
     story.when(command).then_nothing()
-    story.replied(already_acknowledged=True, position=acknowledged_at)
+    story.then_replied(already_acknowledged=True, position=acknowledged_at)
 
 
 def test_acknowledgement_is_no_repeat_when_only_another_agent_acknowledged_before() -> None:
     story = given(SendMessage(from_agent="ann", message="look"))
     of_bob, of_eve = acknowledge(story, "bob"), acknowledge(story, "eve")
-    story.given(of_bob).when(of_eve).replied(already_acknowledged=False)
+    story.given(of_bob).when(of_eve).then_replied(already_acknowledged=False)
