@@ -125,7 +125,7 @@ class FakeModel:
         self.status = status
         self.delay_seconds = delay_seconds
         self.asked: list[dict[str, Any]] = []
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.then_clock_recorded: Callable[[], None] = lambda: None
         """Called while an answer is awaited."""
 
     def app(self) -> web.Application:
@@ -136,7 +136,7 @@ class FakeModel:
 
     async def _complete(self, request: web.Request) -> web.Response:
         self.asked.append(await request.json())
-        self.meanwhile()
+        self.then_clock_recorded()
         await asyncio.sleep(self.delay_seconds)
         answer = {
             "choices": [{"message": {"role": "assistant", "content": self.content}}],

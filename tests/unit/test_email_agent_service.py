@@ -268,7 +268,7 @@ async def test_other_invalid_calls_get_the_matching_status() -> None:
 async def test_classifying_passes_over_an_email_when_a_person_archives_it_meanwhile() -> None:
     squad, model = FakeSquad(), FakeModel('{"category": "order"}')
     email_id = squad.add()
-    model.meanwhile = partial(squad.change, email_id, status="archived", handled_by="Anna")
+    model.then_clock_recorded = partial(squad.change, email_id, status="archived", handled_by="Anna")
     async with agent(squad, model) as client:
         answer = await client.post(CLASSIFY, json=call(email_id))
         assert answer.status == 200
@@ -288,7 +288,7 @@ async def test_responding_drafts_and_saves_nothing_when_a_person_answers_meanwhi
 ) -> None:
     squad, model = FakeSquad(), FakeModel("Dear Anna, here is our draft.")
     email_id = squad.add(status="classified", category="order")
-    model.meanwhile = partial(squad.change, email_id, status="sent")
+    model.then_clock_recorded = partial(squad.change, email_id, status="sent")
     # There is no mailbox, so an attempt to save the draft would be logged.
     async with agent(squad, model, save_drafts=True) as client:
         answer = await client.post(RESPOND, json=call(email_id))
