@@ -6,7 +6,8 @@ The OpenAPI document is generated from these models, and tests check the answers
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -32,35 +33,21 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-T = TypeVar("T")
-
-
-class Page(Answer, Generic[T]):
-    """A page of a list. Pass `next` as `after` for the following page; it is null on the last."""
-
-    items: list[T]
-    next: int | None
-
-
-class PageByName(Answer, Generic[T]):
-    """A page of a list by name. Pass `next` as `after` for the following page; it is null on the last."""
-
-    items: list[T]
-    next: str | None
+@cache
+def page_of(model: type[BaseModel], cursor: type[int | str] = int) -> type[BaseModel]:
+    """Return the model of a page of these items. `cursor` is the type of `next`."""
+    fields: dict[str, Any] = {"items": (list[model], ...), "next": (cursor | None, ...)}  # type: ignore[valid-type]
+    return create_model(
+        f"{model.__name__}Page",
+        __base__=Answer,
+        __doc__="A page of a list. Pass `next` as `after` for the following page; it is null on the last.",
+        **fields,
+    )
 
 
 def page_by_name(model: type[BaseModel]) -> type[BaseModel]:
     """Return the model of a page of these items, listed by name."""
-    page: type[BaseModel] = PageByName[model]  # type: ignore[valid-type]
-    page.__doc__ = PageByName.__doc__
-    return page
-
-
-def page_of(model: type[BaseModel]) -> type[BaseModel]:
-    """Return the model of a page of these items."""
-    page: type[BaseModel] = Page[model]  # type: ignore[valid-type]
-    page.__doc__ = Page.__doc__
-    return page
+    return page_of(model, str)
 
 
 def _of_row(

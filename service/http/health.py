@@ -146,6 +146,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/healthz",
+        name="get_liveness",
         summary="Whether the process is alive",
         tag="health",
         scope=Scope.PUBLIC,
@@ -156,6 +157,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/readyz",
+        name="get_readiness",
         summary="Whether database, writer, listener and projections are working; if not, which is failing",
         tag="health",
         scope=Scope.PUBLIC,
@@ -166,6 +168,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/metrics",
+        name="get_metrics",
         summary="Counters and gauges for Prometheus",
         tag="health",
         scope=Scope.AUDIT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +106,7 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
         "summary": route.summary,
         "description": _description(route),
         "tags": [route.tag],
-        "operationId": _operation_id(route),
+        "operationId": route.name,
         "parameters": _parameters(route),
         "responses": _responses(route, schemas),
     }
@@ -124,11 +123,6 @@ def _description(route: Route) -> str:
         if route.not_batchable_because
         else text
     )
-
-
-def _operation_id(route: Route) -> str:
-    words = re.findall(r"\w+", route.plain_path.removeprefix("/api/v1"))
-    return "_".join([route.method.lower(), *words])
 
 
 def _changes_something(route: Route) -> bool:

@@ -84,6 +84,8 @@ class Route:
 
     method: str
     path: str
+    name: str
+    """A verb and a noun, such as `list_tasks`; generated clients name a function after it, so it stays."""
     summary: str
     tag: str
     scope: Scope
@@ -190,6 +192,10 @@ def as_problem(error: Exception) -> Problem:
             return Problem("internal_error", "see the service's log")
 
 
+def _in_snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
 def write(
     method: str,
     path: str,
@@ -199,11 +205,15 @@ def write(
     tag: str,
     scope: Scope,
     answer: type[BaseModel],
+    name: str | None = None,
     status: int = 200,
     bound: Mapping[str, str] | None = None,
     problems: tuple[str, ...] = (),
 ) -> Route:
-    """Return a route that makes a command from its body and path and answers with the outcome."""
+    """Return a route that makes a command from its body and path and answers with the outcome.
+
+    Its name is that of the command, unless given.
+    """
     names = bound or {}
 
     def make(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> AnyCommand:
@@ -217,6 +227,7 @@ def write(
         summary,
         tag=tag,
         scope=scope,
+        name=name,
         body=command,
         path_types={
             name: command.model_fields[field].rebuild_annotation() for name, field in names.items()
@@ -234,6 +245,7 @@ def write_of(
     *,
     tag: str,
     scope: Scope,
+    name: str | None = None,
     body: type[BaseModel],
     path_types: Mapping[str, Any],
     answers: Mapping[int, type[BaseModel]],
@@ -250,6 +262,7 @@ def write_of(
     return Route(
         method=method,
         path=path,
+        name=name or _in_snake_case(how.command.__name__),
         summary=summary,
         tag=tag,
         scope=scope,

@@ -62,6 +62,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/openapi.json",
+        name="get_openapi",
         summary="This document",
         tag="health",
         scope=Scope.PUBLIC,

@@ -252,6 +252,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/squad",
+        name="get_squad",
         summary="The squad at a glance; with action=orchestrator-status, the orchestrator alone",
         tag="squad",
         scope=Scope.READ,
@@ -263,6 +264,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/squad",
+        name="command_squad",
         summary="Start or shut down the orchestrator, send a message, or create a task",
         tag="squad",
         scope=Scope.ACT,
@@ -274,6 +276,7 @@ ROUTES = (
     Route(
         method="PATCH",
         path="/api/squad",
+        name="update_squad_task",
         summary="Change a task",
         tag="squad",
         scope=Scope.ACT,

@@ -34,12 +34,12 @@ positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "410", "429",
 
 [[operations]]
 # The document cannot express that two numbers must add up to a third.
-include-operation-id = "post_budget_usage"
+include-operation-id = "record_usage"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
 # Nor what a valid cron expression is, and which time zones and agents exist.
-include-operation-id = "put_jobs_name"
+include-operation-id = "define_job"
 checks.positive_data_acceptance.enabled = false
 """
 
@@ -51,7 +51,7 @@ RANDOM_VALUES = (
     "--max-examples=15",
     *(
         f"--include-operation-id={name}"
-        for name in ("post_api_squad", "post_messages", "post_operations", "post_batch", "get_events")
+        for name in ("command_squad", "send_message", "start_operation", "send_batch", "list_events")
     ),
     "--exclude-checks=positive_data_acceptance",
 )
@@ -64,35 +64,35 @@ integer.
 FEW_RANDOM_VALUES = ("--phases=fuzzing", "--max-examples=5", "--exclude-checks=positive_data_acceptance")
 
 ON_EXISTING_OBJECTS = {
-    "agents": ("put_agents_name", "post_agents_name_heartbeat", "get_agents_name_inbox"),
-    "messages": ("get_messages_id", "post_messages_id_ack"),
-    "operations": ("get_operations_id", "post_operations_id_heartbeat", "post_operations_id_finish"),
+    "agents": ("register_agent", "send_heartbeat", "list_inbox"),
+    "messages": ("get_message", "acknowledge_message"),
+    "operations": ("get_operation", "renew_operation", "finish_operation"),
     "reservations": (
-        "get_budget_reservations_id",
-        "post_budget_reservations_id_settle",
-        "delete_budget_reservations_id",
+        "get_reservation",
+        "settle_reservation",
+        "release_reservation",
     ),
-    "tasks": ("get_tasks_id", "patch_tasks_id"),
-    "emails": ("get_emails_id", "patch_emails_id"),
-    "jobs": ("get_jobs_name", "post_jobs_name_run", "post_jobs_name_pause", "post_jobs_name_resume"),
-    "jobs to delete": ("delete_jobs_name",),
+    "tasks": ("get_task", "update_task"),
+    "emails": ("get_email", "update_email"),
+    "jobs": ("get_job", "run_job", "pause_job", "resume_job"),
+    "jobs to delete": ("remove_job",),
 }
 """Operations on one object. With random ids, they would only ever be answered with 404."""
 
 _BY_NAME = {"agents": "ann", "jobs": "rounds", "jobs to delete": "sweeps"}
 
 OTHER_WRITES = (
-    "patch_api_squad",
-    "post_budget_check",
-    "post_budget_reservations",
-    "post_budget_usage",
-    "post_emails",
-    "post_operations_check",
-    "post_subjects_forget",
-    "post_tasks",
-    "post_whatif",
-    "put_budget",
-    "put_jobs_name",
+    "check_budget",
+    "check_operation",
+    "create_task",
+    "define_job",
+    "forget_subject",
+    "log_email",
+    "record_usage",
+    "reserve_tokens",
+    "set_budget",
+    "try_rules",
+    "update_squad_task",
 )
 """Together with `RANDOM_VALUES` and `ON_EXISTING_OBJECTS`, all operations that take a body."""
 

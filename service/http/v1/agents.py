@@ -48,6 +48,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/agents",
+        name="list_agents",
         summary="All agents, by name",
         tag="agents",
         scope=Scope.READ,
@@ -59,6 +60,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/agents/{name}",
+        name="get_agent",
         summary="One agent",
         tag="agents",
         scope=Scope.READ,
@@ -87,6 +89,7 @@ ROUTES = (
         scope=Scope.ACT,
         bound={"name": "agent"},
         answer=write_answers.HeartbeatTaken,
+        name="send_heartbeat",
         problems=("agent_not_found",),
     ),
 )

@@ -254,6 +254,7 @@ def route_for(routes: Iterable[Route]) -> Route:
     return Route(
         method="POST",
         path="/api/v1/batch",
+        name="send_batch",
         summary="Up to 1,000 writes in one request, decided in order",
         tag="batch",
         scope=Scope.ACT,

@@ -114,6 +114,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/budget",
+        name="get_budget",
         summary="The day's budget, as a whole and by agent",
         tag="budget",
         scope=Scope.READ,
@@ -134,6 +135,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/budget/check",
+        name="check_budget",
         summary="Ask whether a reservation would be granted; changes nothing",
         tag="budget",
         scope=Scope.READ,
@@ -145,6 +147,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/budget/reservations",
+        name="list_reservations",
         summary="Open reservations, oldest first",
         tag="budget",
         scope=Scope.READ,
@@ -156,6 +159,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/budget/reservations/{id}",
+        name="get_reservation",
         summary="One open reservation; of one that has ended, how it ended, as a settlement is told",
         tag="budget",
         scope=Scope.READ,

@@ -67,6 +67,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/emails",
+        name="list_emails",
         summary="E-mails, oldest or newest first",
         tag="emails",
         scope=Scope.READ,
@@ -89,6 +90,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/emails/{id}",
+        name="get_email",
         summary="One e-mail",
         tag="emails",
         scope=Scope.READ,

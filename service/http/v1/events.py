@@ -116,6 +116,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/events",
+        name="list_events",
         summary="The log, oldest or newest first",
         tag="events",
         scope=Scope.READ,
@@ -127,6 +128,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/events/stream",
+        name="stream_events",
         summary="The log as server-sent events: `id` is the position, `event` the type",
         tag="events",
         scope=Scope.READ,
@@ -151,6 +153,7 @@ ROUTES = (
     Route(
         method="GET",
         path=r"/api/v1/events/{position:[0-9]{1,18}}",
+        name="get_event",
         summary="One event",
         tag="events",
         scope=Scope.READ,

@@ -84,6 +84,7 @@ ROUTES = (
     Route(
         method="GET",
         path=r"/api/v1/explain/{position:[0-9]{1,18}}",
+        name="explain_event",
         summary="Why an event happened, or why something was refused, in words and as facts",
         tag="audit",
         scope=Scope.AUDIT,

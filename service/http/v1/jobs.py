@@ -105,6 +105,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/jobs",
+        name="list_jobs",
         summary="The schedule: each job with its last and next runs",
         tag="jobs",
         scope=Scope.READ,
@@ -116,6 +117,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/jobs/{name}",
+        name="get_job",
         summary="One job, with its last and next runs",
         tag="jobs",
         scope=Scope.READ,
@@ -192,6 +194,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/runs",
+        name="list_runs",
         summary="The outcome of every tick, oldest or newest first",
         tag="jobs",
         scope=Scope.READ,
@@ -203,6 +206,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/runs/{id}",
+        name="get_run",
         summary="One run, or the outcome of a tick that had none",
         tag="jobs",
         scope=Scope.READ,

@@ -107,6 +107,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/messages",
+        name="list_messages",
         summary="Messages, oldest or newest first",
         tag="messages",
         scope=Scope.READ,
@@ -118,6 +119,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/messages/{id}",
+        name="get_message",
         summary="One message",
         tag="messages",
         scope=Scope.READ,
@@ -130,6 +132,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/agents/{name}/inbox",
+        name="list_inbox",
         summary="Messages to the agent or to all that it has not acknowledged",
         tag="messages",
         scope=Scope.READ,

@@ -69,6 +69,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/operations/check",
+        name="check_operation",
         summary="Ask whether a claim would conflict; changes nothing",
         tag="operations",
         scope=Scope.READ,
@@ -113,6 +114,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/operations",
+        name="list_operations",
         summary="Operations, oldest or newest first",
         tag="operations",
         scope=Scope.READ,
@@ -125,6 +127,7 @@ ROUTES = (
         method="GET",
         # A GET of /operations/check is not allowed, and must not pass for one of an id.
         path="/api/v1/operations/{id:(?!check$)[^/]+}",
+        name="get_operation",
         summary="One operation",
         tag="operations",
         scope=Scope.READ,
@@ -137,6 +140,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/conflicts",
+        name="list_conflicts",
         summary="Refused claims, oldest or newest first",
         tag="operations",
         scope=Scope.READ,

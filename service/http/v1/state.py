@@ -107,6 +107,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/state",
+        name="get_state",
         summary="The whole squad, as it is or as it was",
         tag="state",
         scope=Scope.AUDIT,

@@ -46,6 +46,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/subjects/forget",
+        name="forget_subject",
         summary="Make a sender's e-mails, or a message, unreadable forever",
         tag="subjects",
         scope=Scope.OPERATE,

@@ -43,6 +43,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/tasks",
+        name="list_tasks",
         summary="Tasks, oldest or newest first",
         tag="tasks",
         scope=Scope.READ,
@@ -64,6 +65,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/tasks/{id}",
+        name="get_task",
         summary="One task",
         tag="tasks",
         scope=Scope.READ,

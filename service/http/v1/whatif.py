@@ -111,6 +111,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/whatif",
+        name="try_rules",
         summary="Ask what other rules would have refused or allowed in the same history; changes nothing",
         tag="audit",
         scope=Scope.AUDIT,

@@ -1,0 +1,28 @@
+"""What generators of clients make of the OpenAPI document: names."""
+
+from __future__ import annotations
+
+import re
+
+from service.http import answers
+from service.http.routes import ROUTES, openapi
+
+DOCUMENT = openapi()
+
+
+def test_operation_is_named_with_a_verb_and_a_noun_of_its_own() -> None:
+    names = [operation["operationId"] for path in DOCUMENT["paths"].values() for operation in path.values()]
+    assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", name)] == []
+    assert len(names) == len(set(names)) == len(ROUTES)
+
+
+def test_operation_is_named_after_its_command_when_the_route_names_none() -> None:
+    names = {(route.method, route.path): route.name for route in ROUTES}
+    assert names["POST", "/api/v1/operations"] == "start_operation"
+    assert names["POST", "/api/v1/messages/{id}/ack"] == "acknowledge_message"
+    assert names["PUT", "/api/v1/jobs/{name}"] == "define_job"
+
+
+def test_page_is_named_after_its_items() -> None:
+    for model in (answers.Task, answers.Message, answers.Job):
+        assert f"{model.__name__}Page" in DOCUMENT["components"]["schemas"]
