@@ -9,7 +9,7 @@ from datetime import date, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from eventstore.events import OperationOutcome
 from projections.agents import AgentRow
@@ -21,6 +21,7 @@ from projections.operations import ConflictRow, OperationRow
 from projections.orchestrator import OrchestratorRow
 from projections.runs import RunRow
 from projections.tasks import TaskRow
+from service.http.problems import KINDS
 from service.views import INNER_OF_JOBS
 
 if TYPE_CHECKING:
@@ -211,8 +212,8 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     """What is wrong, for people; the wording may change."""
-    code: str
-    """What is wrong, for programs."""
+    code: str = Field(json_schema_extra={"enum": [*sorted(KINDS)]})
+    """What is wrong, for programs. Later versions may add codes."""
     errors: list[FieldFault] | None = None
     """For `validation_failed`: the wrong fields."""
     position: int | None = None

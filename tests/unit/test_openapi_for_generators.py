@@ -1,10 +1,11 @@
-"""What generators of clients make of the OpenAPI document: names."""
+"""What generators of clients make of the OpenAPI document: names and types."""
 
 from __future__ import annotations
 
 import re
 
 from service.http import answers
+from service.http.problems import KINDS
 from service.http.routes import ROUTES, openapi
 
 DOCUMENT = openapi()
@@ -26,3 +27,18 @@ def test_operation_is_named_after_its_command_when_the_route_names_none() -> Non
 def test_page_is_named_after_its_items() -> None:
     for model in (answers.Task, answers.Message, answers.Job):
         assert f"{model.__name__}Page" in DOCUMENT["components"]["schemas"]
+
+
+def test_schema_of_problems_lists_every_code() -> None:
+    assert DOCUMENT["components"]["schemas"]["ProblemDetails"]["properties"]["code"]["enum"] == sorted(
+        KINDS
+    )
+
+
+def test_operation_names_the_codes_that_it_answers_with() -> None:
+    answered = DOCUMENT["paths"]["/api/v1/operations"]["post"]["responses"]
+    named = {
+        status: re.findall("`([a-z_]+)`: ", answer["description"]) for status, answer in answered.items()
+    }
+    assert named["409"] == ["conflict", "idempotency_mismatch"]
+    assert named["403"] == ["not_allowed", "wrong_agent"]
