@@ -14,6 +14,7 @@ StatusReason = Literal[
 
 class _AgentEvent(Event, frozen=True, kw_only=True):
     agent: str
+    """The agent's name."""
 
     @property
     def stream(self) -> str:
@@ -25,10 +26,15 @@ class AgentRegistered(_AgentEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "agent_registered"
     agent_id: str
+    """The agent's id in `squad_agents`."""
     role: str
+    """What it does, in words."""
     url: str | None
+    """Where it is called; null for the service's `agents_url`."""
     priority: int
+    """Of the jobs that are due at the same moment, those of agents with a higher one are claimed first."""
     automatic: bool
+    """Whether it acted without having been registered."""
 
 
 class AgentProfileChanged(_AgentEvent, frozen=True, kw_only=True):
@@ -36,8 +42,11 @@ class AgentProfileChanged(_AgentEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "agent_profile_changed"
     role: str
+    """What it does, in words."""
     url: str | None
+    """Where it is called; null for the service's `agents_url`."""
     priority: int
+    """As in `agent_registered`."""
 
 
 class AgentStatusChanged(_AgentEvent, frozen=True, kw_only=True):
@@ -46,8 +55,11 @@ class AgentStatusChanged(_AgentEvent, frozen=True, kw_only=True):
     type: ClassVar[str] = "agent_status_changed"
     schema_version: ClassVar[int] = 2
     previous: AgentStatus
+    """The status until now."""
     status: AgentStatus
+    """The status from now on."""
     reason: StatusReason
+    """What changed it."""
 
 
 class AgentHeartbeatRecorded(_AgentEvent, frozen=True, kw_only=True):

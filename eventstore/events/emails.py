@@ -11,6 +11,7 @@ EmailStatus = Literal["unread", "classified", "draft_created", "sent", "archived
 
 class _EmailEvent(Event, frozen=True, kw_only=True):
     email_id: str
+    """The e-mail's id in `email_logs`."""
 
     @property
     def stream(self) -> str:
@@ -22,12 +23,19 @@ class EmailReceived(_EmailEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "email_received"
     gmail_message_id: str
+    """Its id at Gmail."""
     from_email: str
+    """The sender's address."""
     subject: str | None
+    """Its subject."""
     category: str
+    """What it is about; `unclassified` at first."""
     status: EmailStatus
+    """How far the work on it is."""
     handled_by: str | None
+    """The agent that handles it."""
     payload: dict[str, Any] | None
+    """Anything else that belongs to it, in any shape."""
 
 
 class EmailUpdated(_EmailEvent, frozen=True, kw_only=True):
@@ -35,7 +43,12 @@ class EmailUpdated(_EmailEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "email_updated"
     category: str
+    """What it is about."""
     status: EmailStatus
+    """How far the work on it is."""
     handled_by: str | None
+    """The agent that handles it."""
     payload: dict[str, Any] | None
+    """Anything else that belongs to it, in any shape."""
     changed: list[str]
+    """The names of the fields that changed."""

@@ -13,6 +13,7 @@ DenialCode = Literal["wrong_agent", "not_allowed"]
 
 class _KeyEvent(Event, frozen=True, kw_only=True):
     key_id: str
+    """The key's id in `api_keys`."""
     agent: str | None
     """The agent that the key belongs to, if its scope is `agent`."""
 
@@ -26,9 +27,13 @@ class KeyCreated(_KeyEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "key_created"
     scope: KeyScope
+    """Whose key it is."""
     digest: str
+    """The SHA-256 of the key, in hexadecimal."""
     note: str | None
+    """What it is for, in words."""
     expires_at: datetime | None
+    """When it stops being valid; null for never."""
 
 
 class KeyFirstUsed(_KeyEvent, frozen=True, kw_only=True):
@@ -54,5 +59,8 @@ class AccessDenied(_KeyEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "access_denied"
     code: DenialCode
+    """The code of the problem that the caller was answered."""
     command: str
+    """What was refused, such as `StartOperation`."""
     detail: str
+    """Why, in words."""

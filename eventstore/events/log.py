@@ -16,9 +16,13 @@ class RequestAnswered(Event, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "request_answered"
     key: str
+    """The idempotency key."""
     fingerprint: str
+    """A hash of the request, by which another request with the same key is recognized."""
     status: int
+    """The HTTP status."""
     body: dict[str, Any]
+    """The body of the response."""
 
     @property
     def stream(self) -> str:
@@ -34,7 +38,9 @@ class AppendAbandoned(Event, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "append_abandoned"
     first_event_id: str
+    """The id of the first event that would have been appended."""
     events: int
+    """How many would have been appended."""
 
     @property
     def stream(self) -> str:

@@ -12,6 +12,7 @@ OperationOutcome = Literal["succeeded", "failed", "cancelled"]
 
 class _OperationEvent(Event, frozen=True, kw_only=True):
     operation_id: str
+    """The operation's id in `operations`."""
 
     @property
     def stream(self) -> str:
@@ -23,11 +24,17 @@ class OperationStarted(_OperationEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "operation_started"
     agent: str
+    """The holder."""
     action: str
+    """What it is doing, in a word."""
     resources: dict[str, str]
+    """What it claimed, by kind."""
     ttl_seconds: float
+    """How long the operation lasts without being renewed."""
     blocks_until: datetime
+    """Until when the claim blocks others, unless renewed."""
     expires_at: datetime
+    """When the operation expires, unless renewed."""
 
 
 class OperationRenewed(_OperationEvent, frozen=True, kw_only=True):
@@ -35,8 +42,11 @@ class OperationRenewed(_OperationEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "operation_renewed"
     agent: str
+    """The holder."""
     blocks_until: datetime
+    """Until when the claim blocks others, unless renewed again."""
     expires_at: datetime
+    """When the operation expires, unless renewed again."""
 
 
 class OperationFinished(_OperationEvent, frozen=True, kw_only=True):
@@ -44,8 +54,11 @@ class OperationFinished(_OperationEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "operation_finished"
     agent: str
+    """The holder."""
     outcome: OperationOutcome
+    """How the work ended."""
     tokens_used: int | None
+    """The tokens that the holder reported, if any."""
 
 
 class OperationExpired(_OperationEvent, frozen=True, kw_only=True):
@@ -53,6 +66,7 @@ class OperationExpired(_OperationEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "operation_expired"
     agent: str
+    """The holder."""
 
 
 class ConflictDetected(_OperationEvent, frozen=True, kw_only=True):
@@ -60,9 +74,16 @@ class ConflictDetected(_OperationEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "conflict_detected"
     conflict_id: str
+    """The conflict's id in `conflicts`."""
     agent: str
+    """The agent that was refused."""
     action: str
+    """What it wanted to do, in a word."""
     resources: dict[str, str]
+    """What it tried to claim, by kind."""
     contested: dict[str, str]
+    """Those of them that were taken."""
     holders: list[str]
+    """The agents that hold the operation in the way."""
     holder_action: str
+    """What the holders are doing."""

@@ -16,8 +16,11 @@ class SubjectForgotten(Event, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "subject_forgotten"
     key_id: str
+    """The id of the key that was destroyed."""
     emails: list[str]
+    """The ids of e-mails."""
     messages: list[str]
+    """The ids of messages."""
     in_plain: int
     """How many of the sender's e-mails are in the log in plain text, in whole or in part."""
 

@@ -12,6 +12,7 @@ TaskPriority = Literal["low", "medium", "high", "urgent"]
 
 class _TaskEvent(Event, frozen=True, kw_only=True):
     task_id: str
+    """The task's id in `squad_tasks`."""
 
     @property
     def stream(self) -> str:
@@ -23,11 +24,17 @@ class TaskCreated(_TaskEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "task_created"
     title: str
+    """What is to be done, in brief."""
     description: str | None
+    """What is to be done, at length."""
     status: TaskStatus
+    """How far the work is."""
     assigned_agent: str | None
+    """The agent that is to do it."""
     priority: TaskPriority
+    """How urgent it is."""
     deliverable_url: str | None
+    """Where the result is."""
 
 
 class TaskUpdated(_TaskEvent, frozen=True, kw_only=True):
@@ -35,9 +42,16 @@ class TaskUpdated(_TaskEvent, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "task_updated"
     title: str
+    """What is to be done, in brief."""
     description: str | None
+    """What is to be done, at length."""
     status: TaskStatus
+    """How far the work is."""
     assigned_agent: str | None
+    """The agent that is to do it."""
     priority: TaskPriority
+    """How urgent it is."""
     deliverable_url: str | None
+    """Where the result is."""
     changed: list[str]
+    """The names of the fields that changed."""

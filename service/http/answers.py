@@ -138,7 +138,11 @@ class Job(PlannedJob):  # type: ignore[valid-type,misc]
 
 
 class LoggedEvent(Answer):
-    """An event of the log. `data` depends on the type; `hash` is in hexadecimal."""
+    """An event of the log; `hash` is in hexadecimal.
+
+    `data` depends on the type: that of a `task_created` is a `TaskCreatedData`, and so on. An old event may
+    have a lower `schema_version` and other fields.
+    """
 
     position: int
     id: str

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.http import event_schemas
 from service.http.answers import ProblemDetails
 from service.http.route import Media
 from service.http.seed import SeedError
@@ -36,6 +37,7 @@ class Schemas:
         models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
             (ProblemDetails, "serialization"),
             (SeedError, "serialization"),
+            *((model, "serialization") for model in event_schemas.data_models()),
         ]
         for route in routes:
             for answer in route.answers.values():
@@ -47,6 +49,9 @@ class Schemas:
         self.definitions: dict[str, Any] = definitions["$defs"]
         for name, variants in _EITHER.items():
             self._add_forms(name, variants)
+        self.definitions["LoggedEvent"]["allOf"] = event_schemas.rules(
+            lambda model: self.of(model, "serialization")
+        )
         _close_maps(self.definitions)
 
     def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
