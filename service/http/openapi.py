@@ -14,6 +14,7 @@ from service.http.route import Media
 from service.http.schemas import Schemas, models_of
 from service.http.scope import Scope
 from service.http.seed import SeedError
+from service.http.webhooks import webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -94,6 +95,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
+        "webhooks": webhooks(schemas),
         "components": {
             "schemas": dict(sorted(schemas.definitions.items())),
             "securitySchemes": _SECURITY_SCHEMES,

@@ -21,6 +21,8 @@ stable `code`. HEAD is answered like GET, without the body, except on the event 
 As long as the squad has a key that has not been revoked, every request needs one, as
 `Authorization: Bearer squad_...`. An agent's key acts as that agent and sees what is its own or shared by
 all; an auditor's key sees everything and changes nothing; an operator's key may do everything.
+
+`webhooks` has the one call that goes the other way: from the service to an agent.
 """
 
 KEYS_OF_SCOPE: Mapping[Scope, str] = MappingProxyType(

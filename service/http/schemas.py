@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from service.http import event_schemas
+from service.http import event_schemas, webhooks
 from service.http.answers import ProblemDetails
 from service.http.route import Media
 from service.http.seed import SeedError
@@ -37,7 +37,7 @@ class Schemas:
         models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
             (ProblemDetails, "serialization"),
             (SeedError, "serialization"),
-            *((model, "serialization") for model in event_schemas.data_models()),
+            *((model, "serialization") for model in (*event_schemas.data_models(), *webhooks.MODELS)),
         ]
         for route in routes:
             for answer in route.answers.values():
