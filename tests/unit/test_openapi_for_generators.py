@@ -1,4 +1,4 @@
-"""What generators of clients make of the OpenAPI document: names and types."""
+"""What generators of clients make of the OpenAPI document: names, types and the address."""
 
 from __future__ import annotations
 
@@ -42,3 +42,7 @@ def test_operation_names_the_codes_that_it_answers_with() -> None:
     }
     assert named["409"] == ["conflict", "idempotency_mismatch"]
     assert named["403"] == ["not_allowed", "wrong_agent"]
+
+
+def test_paths_are_relative_to_where_the_document_is_served() -> None:
+    assert [server["url"] for server in DOCUMENT["servers"]] == ["/"]
