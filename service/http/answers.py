@@ -206,6 +206,12 @@ class FieldFault(BaseModel):
     message: str
 
 
+def _codes(schema: dict[str, Any]) -> None:
+    """List the codes of problems in a schema that allows others, for clients that are older than a code."""
+    del schema["type"]
+    schema["anyOf"] = [{"type": "string", "enum": sorted(KINDS)}, {"type": "string"}]
+
+
 class ProblemDetails(BaseModel):
     """An error (RFC 9457). `code` is stable, and determines which of the further fields are present."""
 
@@ -216,7 +222,7 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     """What is wrong, for people; the wording may change."""
-    code: str = Field(json_schema_extra={"enum": [*sorted(KINDS)]})
+    code: str = Field(json_schema_extra=_codes)
     """What is wrong, for programs. Later versions may add codes."""
     errors: list[FieldFault] | None = None
     """For `validation_failed`: the wrong fields."""
