@@ -94,7 +94,7 @@ def database(postgres: PostgresServer, _template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
+def second_database(postgres: PostgresServer, _template: str) -> Iterator[str]:
     """The DSN of a second such database."""
     with postgres.new_database(template=_template) as dsn:
         yield dsn

@@ -26,7 +26,7 @@ from service.http.route import Media
 from service.http.routes import ROUTES
 from service.http.seed import SeedError
 from service.settings import Settings
-from tests.support.parts import connected
+from tests.support.components import connected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -24,12 +24,12 @@ from service.cli import cli, main
 from service.history import snapshots
 from service.history.restore import restore
 from tests.api.client import running_service
-from tests.support.audit import verdict_in_plain_python
-from tests.support.command import SQUAD, Ended, end, squad, start
+from tests.support.audit import verify_in_plain_python
+from tests.support.command import SQUAD, CommandResult, end, squad, start
+from tests.support.components import SCHEMA, connected, running
 from tests.support.embedded import new_data_folder
-from tests.support.forging import EVENTS, forge, hash_anew, some_history, write_anew
-from tests.support.log import LogWriter, new_id, said, whole_log
-from tests.support.parts import SCHEMA, connected, running
+from tests.support.log import LogWriter, message_sent, new_id, whole_log
+from tests.support.log_tampering import EVENTS, append_sample_history, rehash_log, replace_history, tamper
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -46,7 +46,7 @@ ALL_CHECKS = [*CHECKS, "tables", "indexes", "snapshots"]
 async def history(database: str) -> str:
     """The DSN of a database with twelve events, and read tables up to date with them."""
     async with connected(database) as connection:
-        await some_history(connection)
+        await append_sample_history(connection)
     async with running(Projector(database, SCHEMA, Hints()).run()):
         await eventually(partial(projected_to_head, database))
     return database
@@ -68,11 +68,13 @@ _LOG_UNREADABLE_AFTER_11 = """
 """
 
 
-async def _squad(*arguments: str) -> Ended:
+async def _squad(*arguments: str) -> CommandResult:
     """Run the command in this process, which is faster than starting another."""
     result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
     failed = result.exception is not None and not isinstance(result.exception, SystemExit)
-    return Ended(result.exit_code, result.stdout, f"{result.exception}\n" if failed else result.stderr)
+    return CommandResult(
+        result.exit_code, result.stdout, f"{result.exception}\n" if failed else result.stderr
+    )
 
 
 def _complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -82,7 +84,7 @@ def _complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         main()
     assert isinstance(ended.value.code, int)
     printed = capsys.readouterr()
-    return Ended(ended.value.code, printed.out, printed.err).complaint()
+    return CommandResult(ended.value.code, printed.out, printed.err).error_line()
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -139,7 +141,7 @@ class TestVerify:
 
     async def test_names_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
-            await forge(
+            await tamper(
                 connection, "UPDATE events SET actor = E'mal\\x1b[31mlory' WHERE position IN (4, 6, 9)"
             )
             await connection.execute("UPDATE squad_messages SET message = 'lies' WHERE position = 8")
@@ -169,7 +171,7 @@ class TestVerify:
 
     async def test_json_output_names_bad_positions_and_rows(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
-            await forge(connection, "UPDATE events SET version = 7 WHERE position = 7")
+            await tamper(connection, "UPDATE events SET version = 7 WHERE position = 7")
             await connection.execute("DELETE FROM squad_messages WHERE position = 8")
         ended = await _squad("verify", "--json", "--dsn", history)
         assert (ended.code, ended.errors) == (1, "")
@@ -192,7 +194,7 @@ class TestVerify:
     ) -> None:
         """As on a standby."""
         dsn = make_conninfo(history, options="-c default_transaction_read_only=on")
-        complaint = (await _squad(command, "--dsn", dsn)).complaint()
+        complaint = (await _squad(command, "--dsn", dsn)).error_line()
         assert complaint.startswith("the database accepts no writes: it is a standby, or ")
         assert "--no-tables" in complaint
         lines = (await _squad("verify", "--no-tables", "--dsn", dsn)).lines()
@@ -200,7 +202,7 @@ class TestVerify:
 
     async def test_reports_log_that_cannot_be_folded(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
-            await forge(connection, "DELETE FROM events WHERE position = 5")
+            await tamper(connection, "DELETE FROM events WHERE position = 5")
         ended = await _squad("verify", "--dsn", history)
         assert ended.code == 1
         bad = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
@@ -222,7 +224,7 @@ class TestVerify:
         async with connected(history) as connection:
             for column in ("schema_version", "data"):
                 await connection.execute(f"ALTER TABLE events ALTER COLUMN {column} DROP NOT NULL".encode())
-            await forge(connection, f"UPDATE events SET {change}")
+            await tamper(connection, f"UPDATE events SET {change}")
         ended = await _squad("verify", "--dsn", history)
         assert (ended.code, ended.errors) == (1, "")
         bad = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
@@ -241,13 +243,13 @@ class TestCheckpoint:
         lines = (await _squad("verify", *pinned)).lines()
         assert lines[-1].startswith("holds  checkpoint  c.json, signed ")
         async with connected(history) as connection:
-            await forge(connection, "DELETE FROM events WHERE position > 10")
+            await tamper(connection, "DELETE FROM events WHERE position > 10")
             cut = await _squad("verify", *pinned)
-            await hash_anew(connection)
+            await rehash_log(connection)
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
-            await log_writer.append(*(said("instead") for _ in range(2)))
-            await write_anew(connection)
+            await log_writer.append(*(message_sent("instead") for _ in range(2)))
+            await replace_history(connection)
         anew = await _squad("verify", *pinned)
         for ended, place, why in (
             (cut, 11, "covers events up to 12: the log was truncated"),
@@ -282,9 +284,9 @@ class TestCheckpoint:
     async def test_invalid_log_is_not_signed(self, history: str, tmp_path: Path) -> None:
         await _squad("checkpoint", "--new-key", "squad.key")
         async with connected(history) as connection:
-            await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
+            await tamper(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
         ended = await _squad("checkpoint", "--key=squad.key", "--out=c.json", "--dsn", history)
-        assert ended.complaint() == (
+        assert ended.error_line() == (
             "nothing was signed, because the log does not hold: position 4: its hash does not match its"
             " content and the previous hash"
         )
@@ -293,7 +295,7 @@ class TestCheckpoint:
     async def test_empty_log_is_not_signed(self, database: str, tmp_path: Path) -> None:
         await _squad("checkpoint", "--new-key", "squad.key")
         ended = await _squad("checkpoint", "--key=squad.key", "--dsn", database)
-        assert ended.complaint() == "nothing was signed, because the log is empty"
+        assert ended.error_line() == "nothing was signed, because the log is empty"
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
@@ -342,7 +344,7 @@ class TestExportAndImport:
         lines = (await _squad("export", name, "--dsn", service.dsn)).lines()
         assert lines == [f"exported {head} events, up to position {head}"]
         assert (tmp_path / name).read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
-        code, words = verdict_in_plain_python(tmp_path / name)
+        code, words = verify_in_plain_python(tmp_path / name)
         assert (code, words.startswith(f"{head} events hold")) == (0, True)
         [imported] = (await _squad("import", name, "--dsn", empty_database)).lines()
         assert imported.startswith(f"imported {head} events and built the tables; last hash ")
@@ -379,9 +381,9 @@ class TestExportAndImport:
             return [line["position"] for line in lines if line["kind"] == "event"]
 
         assert await exported("--after", "9") == [10, 11, 12]
-        assert verdict_in_plain_python(tmp_path / "part")[0] == 0
+        assert verify_in_plain_python(tmp_path / "part")[0] == 0
         ended = await _squad("import", "part", "--dsn", empty_database)
-        assert "line 1: the file begins after position 9, an import needs the whole" in ended.complaint()
+        assert "line 1: the file begins after position 9, an import needs the whole" in ended.error_line()
         assert await exported("--after", "3", "--until", "5") == [4, 5]
         assert await exported("--until", "4") == [1, 2, 3, 4]
         await _squad("import", "part", "--dsn", empty_database)
@@ -399,15 +401,15 @@ class TestExportAndImport:
         self, history: str, empty_database: str, tmp_path: Path
     ) -> None:
         async with connected(history) as connection:
-            await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
+            await tamper(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
         ended = await _squad("export", "log", "--dsn", history)
-        assert ended.complaint() == (
+        assert ended.error_line() == (
             "log was written but cannot be imported: at position 4 the hash does not match the event and"
             " the previous hash"
         )
-        assert verdict_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
+        assert verify_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
         ended = await _squad("import", "log", "--dsn", empty_database)
-        assert "nothing was imported: line 5: its hash does not match" in ended.complaint()
+        assert "nothing was imported: line 5: its hash does not match" in ended.error_line()
 
     async def test_failed_export_leaves_existing_file_unchanged(self, history: str, tmp_path: Path) -> None:
         await _squad("export", "log", "--dsn", history)
@@ -415,7 +417,7 @@ class TestExportAndImport:
         async with connected(history) as connection:
             await connection.execute("ALTER TABLE events RENAME TO those_stored")
             await connection.execute(_LOG_UNREADABLE_AFTER_11)
-        assert "division by zero" in (await _squad("export", "log", "--dsn", history)).complaint()
+        assert "division by zero" in (await _squad("export", "log", "--dsn", history)).error_line()
         assert (tmp_path / "log").read_bytes() == before
         assert _file_names(tmp_path) == ["log"]
 
@@ -425,9 +427,9 @@ class TestExportAndImport:
         async with connected(history) as connection:
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
-            await log_writer.append(said("by nobody we know", agent="mallory"))
+            await log_writer.append(message_sent("by nobody we know", agent="mallory"))
         await _squad("export", "log", "--dsn", history)
-        complaint = (await _squad("import", "log", "--dsn", empty_database)).complaint()
+        complaint = (await _squad("import", "log", "--dsn", empty_database)).error_line()
         assert complaint.startswith("nothing was imported: line 14: the tables cannot apply it: ")
         assert "mallory" in complaint
         assert await assert_log_is_sound(empty_database) == []
@@ -437,7 +439,7 @@ class TestExportAndImport:
         await _squad("export", "log", "--dsn", service.dsn)
         before = await service.head()
         ended = await _squad("import", "log", "--dsn", service.dsn)
-        assert f"the squad is not new, its log ends at position {before}" in ended.complaint()
+        assert f"the squad is not new, its log ends at position {before}" in ended.error_line()
 
     async def test_only_one_of_concurrent_imports_succeeds(
         self, history: str, empty_database: str, tmp_path: Path
@@ -449,7 +451,7 @@ class TestExportAndImport:
         assert sorted(each.code for each in ended) == [0, 1, 1]
         for each in ended:
             if each.code:
-                assert "nothing was imported: " in each.complaint()
+                assert "nothing was imported: " in each.error_line()
         assert len(await assert_log_is_sound(empty_database)) == EVENTS
         await assert_tables_equal_fold(empty_database)
 
@@ -505,5 +507,5 @@ class TestExportAndImport:
     async def test_impossible_export_is_reported_in_one_line_and_leaves_no_files(
         self, history: str, tmp_path: Path, arguments: tuple[str, ...], complaint: str
     ) -> None:
-        assert complaint in (await _squad(*arguments, "--dsn", history)).complaint()
+        assert complaint in (await _squad(*arguments, "--dsn", history)).error_line()
         assert _file_names(tmp_path) == []

@@ -19,8 +19,8 @@ from service.cli.target import Target
 from service.database import StartFailed
 from service.writing.writer import Writer
 from tests.api.client import running_service, unreachable
+from tests.support.components import connected, message, running_writer, submit
 from tests.support.log import whole_log
-from tests.support.parts import connected, message, running_writer, submit
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

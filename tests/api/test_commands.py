@@ -1,7 +1,7 @@
 """The `squad` command as users type it: what it prints, and how it fails.
 
 Tests that go through a shell or pass `command=SQUAD` run the installed command; the others run forks
-(tests/support/forked.py) or call it in this process.
+(tests/support/forked_command.py) or call it in this process.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from projections import PROJECTIONS
 from service.cli import cli, main
 from service.cli.up import MAX_OPEN_FILES
 from tests.api.client import running_service
-from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import connected
+from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, CommandResult, end, squad, start
+from tests.support.components import connected
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -89,7 +89,7 @@ async def test_events_are_filtered_by_type_agent_position_and_time(service: Serv
 
 async def test_large_events_are_read_in_small_pages(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(database) as connection:
-        await LogWriter(connection).append(*(said("x" * 1_000) for _ in range(60)))
+        await LogWriter(connection).append(*(message_sent("x" * 1_000) for _ in range(60)))
     read, lengths = lookup.read_filtered, []
 
     async def read_and_record(*arguments: Any) -> list[Recorded]:
@@ -116,7 +116,7 @@ async def test_follow_prints_new_events_until_interrupted(service: Service, tmp_
         line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
         assert json.loads(line)["data"]["message"] == text
     process.send_signal(signal.SIGINT)
-    assert (await end(process)) == Ended(0, "", "")
+    assert (await end(process)) == CommandResult(0, "", "")
 
 
 def test_interrupted_events_exit_with_130_unless_following(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ async def test_full_disk_under_stdout_is_reported_in_one_line(
     ended = await end(await start(tmp_path, "-c", line, service.dsn, command="/bin/sh"))
     assert ended.code == 1
     what = "cannot write standard output" if arguments == "export -" else "cannot continue"
-    assert ended.complaint() == f"{what}: No space left on device"
+    assert ended.error_line() == f"{what}: No space left on device"
 
 
 async def test_commands_work_with_closed_standard_streams(service: Service, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ async def test_explain_says_why_claim_was_refused(service: Service, tmp_path: Pa
 
 async def test_explain_reports_unknown_position(service: Service, tmp_path: Path) -> None:
     ended = await squad(tmp_path, "explain", "999999", "--dsn", service.dsn)
-    assert ended.complaint() == "the log has no position 999999"
+    assert ended.error_line() == "the log has no position 999999"
 
 
 async def test_whatif_reports_what_other_rules_would_have_allowed(service: Service, tmp_path: Path) -> None:
@@ -320,9 +320,9 @@ async def test_replay_of_log_from_newer_version_fails_with_one_line(
     async with connected(service.dsn) as connection:
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        [stored] = await log_writer.append(joined("ann"), type="from_the_future")
+        [stored] = await log_writer.append(agent_registered("ann"), type="from_the_future")
     ended = await squad(tmp_path, "replay", "--dsn", service.dsn)
-    assert ended.complaint() == (
+    assert ended.error_line() == (
         "the log holds an event that this version of the software does not know:"
         f" from_the_future v1 at position {stored.position}"
     )
@@ -386,7 +386,7 @@ async def test_state_beyond_end_of_log_is_reported(service: Service, tmp_path: P
         ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 is in the future, it is"),
     ):
         ended = await squad(tmp_path, "state", "--at", at, "--dsn", service.dsn)
-        assert f"the log does not reach that far: {complaint}" in ended.complaint()
+        assert f"the log does not reach that far: {complaint}" in ended.error_line()
 
 
 async def test_help_is_printed_without_arguments_and_for_every_command(tmp_path: Path) -> None:
@@ -493,20 +493,20 @@ def test_errors_are_reported_in_one_line(
         main()
     assert isinstance(ended.value.code, int)
     printed = capsys.readouterr()
-    assert complaint in Ended(ended.value.code, printed.out, printed.err).complaint()
+    assert complaint in CommandResult(ended.value.code, printed.out, printed.err).error_line()
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_service_does_not_start_without_database(tmp_path: Path) -> None:
     ended = await squad(tmp_path, "up", "--dsn", NOWHERE)
-    assert "connection to server at" in ended.complaint()
+    assert "connection to server at" in ended.error_line()
 
 
 async def test_port_in_use_is_reported(database: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
-    assert ended.complaint() == (
+    assert ended.error_line() == (
         f"cannot listen on 127.0.0.1:{port}: it is in use; stop the other process, or choose another port"
         " with --port or SQUAD_PORT"
     )
@@ -515,7 +515,7 @@ async def test_port_in_use_is_reported(database: str, tmp_path: Path) -> None:
 async def test_database_without_squad_is_reported(empty_database: str, tmp_path: Path) -> None:
     for command in ("events", "status", "replay", "state"):
         ended = await squad(tmp_path, command, "--dsn", empty_database)
-        assert "squad" in ended.complaint()
+        assert "squad" in ended.error_line()
 
 
 async def test_database_is_taken_from_environment(service: Service, tmp_path: Path) -> None:

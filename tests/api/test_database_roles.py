@@ -15,9 +15,9 @@ from projections.comparison import compare
 from projections.rebuild import rebuild
 from tests.api.client import running_service
 from tests.support.command import squad
-from tests.support.parts import SCHEMA, connected
-from tests.support.postgres import run_apart
-from tests.support.process import refused_start, squad_up
+from tests.support.components import SCHEMA, connected
+from tests.support.postgres import run_in_thread
+from tests.support.process import failed_start_output, squad_up
 from tests.support.roles import Roles, new_roles
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -176,14 +176,14 @@ async def test_service_role_cannot_grant_access(granted: Roles, tmp_path: Path, 
     ended = await squad(tmp_path, "schema", "apply", "--dsn", service_role.dsn, as_what, other)
     assert (
         f"{service_role.name!r} does not own the schema 'squad', so it cannot grant access"
-        in ended.complaint()
+        in ended.error_line()
     )
     assert ended.output == ""
 
 
 async def test_status_reports_that_role_has_no_access(granted: Roles, tmp_path: Path) -> None:
     ended = await squad(tmp_path, "status", "--dsn", granted.stranger.dsn)
-    assert f"{granted.stranger.name!r} was not granted access to the schema 'squad'" in ended.complaint()
+    assert f"{granted.stranger.name!r} was not granted access to the schema 'squad'" in ended.error_line()
 
 
 async def test_role_without_access_cannot_read_events(shared_roles: Roles) -> None:
@@ -264,26 +264,26 @@ async def test_upgrade_grants_access_to_roles_that_had_it(
 async def test_missing_access_is_reported_with_the_command_that_grants_it(
     granted: Roles, tmp_path: Path
 ) -> None:
-    error = await refused_start(dsn=granted.stranger.dsn)
+    error = await failed_start_output(dsn=granted.stranger.dsn)
     assert f"squad schema apply --service {granted.stranger.name}" in error
-    error = await refused_start(dsn=granted.reader.dsn)
+    error = await failed_start_output(dsn=granted.reader.dsn)
     assert f"squad schema apply --service {granted.reader.name}" in error
     assert "Traceback" not in error
     unknown = await squad(
         tmp_path, "schema", "apply", "--dsn", granted.owner.dsn, "--reader", "no_such_role"
     )
-    assert "no_such_role" in unknown.complaint()
+    assert "no_such_role" in unknown.error_line()
     injection = await squad(
         tmp_path, "schema", "apply", "--dsn", granted.owner.dsn, "--reader", 'x"; DROP SCHEMA squad; --'
     )
-    assert "does not exist" in injection.complaint()
+    assert "does not exist" in injection.error_line()
 
 
 async def test_owner_cannot_be_granted_access_as_service_or_reader(granted: Roles, tmp_path: Path) -> None:
     dsn, name = granted.owner.dsn, granted.owner.name
     for option in ("--service", "--reader"):
         ended = await squad(tmp_path, "schema", "apply", "--dsn", dsn, option, name)
-        assert "owns the schema" in ended.complaint()
+        assert "owns the schema" in ended.error_line()
     async with connected(dsn) as connection:
         row = await (
             await connection.execute("SELECT has_table_privilege('schema_info', 'INSERT')")
@@ -300,7 +300,7 @@ async def test_reader_can_use_commands_that_only_read(granted: Roles, tmp_path: 
         ended = await squad(tmp_path, *command, "--dsn", granted.reader.dsn)
         assert ended.code == 0, (command, ended)
     refused = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", granted.reader.dsn)
-    assert f"squad schema apply --service {granted.reader.name}" in refused.complaint()
+    assert f"squad schema apply --service {granted.reader.name}" in refused.error_line()
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def shared_roles(postgres: PostgresServer) -> Iterator[Roles]:
     """Roles with access, shared by all tests that change nothing."""
     with new_roles(postgres) as made:
         grantees: list[schema.Grantee] = [(made.service.name, "service"), (made.reader.name, "reader")]
-        run_apart(schema.apply(made.owner.dsn, SCHEMA, grantees))
+        run_in_thread(schema.apply(made.owner.dsn, SCHEMA, grantees))
         yield made
 
 

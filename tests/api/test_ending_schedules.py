@@ -9,7 +9,7 @@ import pytest
 from service import commands as do
 from service.job_spec import JobSpec
 from tests.api.client import running_service
-from tests.support.away import recorded_before_the_break
+from tests.support.outage import record_before_outage
 
 if TYPE_CHECKING:
     from tests.api.client import Service
@@ -32,7 +32,7 @@ async def test_ticks_that_could_still_run_are_not_missed_when_a_restart_ends_the
 ) -> None:
     """Nobody was there for ten minutes, of a job that ticks every minute and catches up for an hour."""
     definition = JobSpec.model_validate({**PATIENT, "every": "1m"}).definition()
-    await recorded_before_the_break(
+    await record_before_outage(
         database, do.SetPolicy(), do.DefineJob(name="watch", source="settings", definition=definition)
     )
     async with running_service(database, jobs=jobs) as service:

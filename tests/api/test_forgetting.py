@@ -18,8 +18,8 @@ from service.database import StartFailed
 from tests.api.client import Service, running_service
 from tests.api.test_stream import reading
 from tests.support.command import squad
-from tests.support.erasure import remains
-from tests.support.parts import connected
+from tests.support.components import connected
+from tests.support.erasure import find_remains
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,7 +104,7 @@ async def test_personal_data_is_nowhere_readable_after_forgetting(service: Servi
     assert {name: email[name] for name in ERASED_EMAIL} == ERASED_EMAIL
     [message] = (await api.get("messages", min_position=done["position"])).expect(200)["items"]
     assert (message["message"], message["data"]) == ("(erased)", None)
-    assert await remains(service.dsn, PERSONAL) == []
+    assert await find_remains(service.dsn, PERSONAL) == []
 
 
 async def test_other_process_that_had_read_personal_data_does_not_show_it(
@@ -203,14 +203,14 @@ async def test_sender_who_writes_again_can_be_forgotten_again(service: Service) 
     shown = (await api.get("emails", min_position=email["position"])).expect(200)["items"]
     assert [item["subject"] for item in shown] == [None, "Another one"]
     assert (await forget(api, ADDRESS))["emails"] == 1
-    assert await remains(service.dsn, [*PERSONAL[:4], "Another one"]) == []
+    assert await find_remains(service.dsn, [*PERSONAL[:4], "Another one"]) == []
 
 
 async def test_logging_an_erased_email_again_restores_nothing(service: Service) -> None:
     await fill(service.api)
     await forget(service.api, ADDRESS)
     (await service.api.post("emails", **EMAIL)).expect(409, "email_exists")
-    assert await remains(service.dsn, PERSONAL[:4]) == []
+    assert await find_remains(service.dsn, PERSONAL[:4]) == []
     (await service.api.post("subjects/forget", subject=ADDRESS)).expect(404, "subject_not_found")
 
 
@@ -336,15 +336,15 @@ class TestCommand:
         await service.api.get("events", min_position=position)
         readable = await everything_readable(service.api, email_id, position)
         assert not [text for text in PERSONAL if text in readable]
-        assert await remains(service.dsn, PERSONAL) == []
+        assert await find_remains(service.dsn, PERSONAL) == []
 
     async def test_erases_tables_when_no_service_runs(self, database: str, tmp_path: Path) -> None:
         async with running_service(database, encrypt_payloads=True) as service:
             position = (await service.api.post("emails", **EMAIL)).expect(201)["position"]
             await service.api.get("emails", min_position=position)
-        assert set(await remains(database, PERSONAL[:4])) == {*PERSONAL[:4]}
+        assert set(await find_remains(database, PERSONAL[:4])) == {*PERSONAL[:4]}
         (await squad(tmp_path, "forget", ADDRESS, "--dsn", database)).lines()
-        assert await remains(database, PERSONAL) == []
+        assert await find_remains(database, PERSONAL) == []
 
     async def test_fails_when_read_tables_are_stuck(
         self, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -372,9 +372,9 @@ class TestCommand:
     async def test_fails_when_subject_is_unknown_or_invalid(self, service: Service, tmp_path: Path) -> None:
         for subject in ("nobody@example.org", UNKNOWN):
             ended = await squad(tmp_path, "forget", subject, "--dsn", service.dsn)
-            assert ended.complaint() == "there is no such sender, and no message with that id"
+            assert ended.error_line() == "there is no such sender, and no message with that id"
         ended = await squad(tmp_path, "forget", "", "--dsn", service.dsn)
-        assert ended.complaint().startswith("subject is ''")
+        assert ended.error_line().startswith("subject is ''")
 
     async def test_fails_and_reports_emails_that_were_logged_unencrypted(
         self, database: str, tmp_path: Path
@@ -382,7 +382,7 @@ class TestCommand:
         async with running_service(database) as plain:
             await fill(plain.api)
         ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)
-        assert "(1 e-mail) was logged before payloads were encrypted" in ended.complaint()
+        assert "(1 e-mail) was logged before payloads were encrypted" in ended.error_line()
         async with running_service(database, encrypt_payloads=True) as service:
             await service.api.post("emails", **{**EMAIL, "gmail_message_id": "g-2"})
         ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)

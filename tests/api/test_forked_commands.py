@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Process, end, squad, start
-from tests.support.forked import ForkedWithPipes
-from tests.support.log import LogWriter, joined
-from tests.support.parts import connected
+from tests.support.components import connected
+from tests.support.forked_command import AsyncForkedProcess
+from tests.support.log import LogWriter, agent_registered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ async def fork_and_installed(database: str, tmp_path: Path) -> AsyncIterator[lis
     async with connected(database) as connection:
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(joined("ada"))
+        await log_writer.append(agent_registered("ada"))
     arguments = ("events", "--follow", "--json", "--dsn", database)
     settings = {"SQUAD_SCHEMA": "squad"}
     fork_and_installed: list[Process] = [
@@ -68,8 +68,8 @@ async def test_fork_has_the_same_process_state_as_installed_command(
     fork_and_installed: list[Process],
 ) -> None:
     fork, installed = fork_and_installed
-    assert isinstance(fork, ForkedWithPipes)
-    assert not isinstance(installed, ForkedWithPipes)
+    assert isinstance(fork, AsyncForkedProcess)
+    assert not isinstance(installed, AsyncForkedProcess)
     assert _process_state(fork.pid) == _process_state(installed.pid)
 
 

@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 from service import reading
 from service.http import health
 from tests.api.client import Api, Service, running_service, unreachable
-from tests.support.parts import connected
+from tests.support.components import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

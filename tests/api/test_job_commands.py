@@ -21,8 +21,8 @@ from service.job_spec import SEED_JOBS, JobSpec
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, answers_bytes, when
 from tests.support.command import end, start
+from tests.support.components import connected, running_writer, submit
 from tests.support.log import whole_log
-from tests.support.parts import connected, running_writer, submit
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ async def test_errors_are_reported_in_one_line(
 ) -> None:
     await create_squad(database)
     ended = await end(await start(tmp_path, "jobs", *arguments, "--dsn", database))
-    assert complaint in ended.complaint()
+    assert complaint in ended.error_line()
     assert len(ended.errors) < 500
 
 

@@ -18,9 +18,9 @@ from service.job_spec import BUILT_IN_TASKS, JobSpec
 from service.scheduling.scheduler import Scheduler
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, when
-from tests.support.away import recorded_before_the_break
+from tests.support.components import connected
 from tests.support.log import whole_log
-from tests.support.parts import connected
+from tests.support.outage import record_before_outage
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -363,7 +363,7 @@ async def ticks_that_did_not_run(dsn: str) -> list[datetime]:
 
 
 async def test_job_removed_by_settings_leaves_no_tick_without_outcome(database: str) -> None:
-    since = await recorded_before_the_break(
+    since = await record_before_outage(
         database,
         do.SetPolicy(),
         do.DefineJob(name="fast", source="settings", definition=FAST.definition()),
@@ -381,7 +381,7 @@ async def test_job_removed_by_settings_leaves_no_tick_without_outcome(database: 
 async def test_job_that_is_behind_is_removed_after_its_missed_ticks_are_recorded(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await recorded_before_the_break(
+    await record_before_outage(
         database,
         do.SetPolicy(),
         do.DefineJob(name="fast", source="api", definition=FAST.definition()),

@@ -17,8 +17,8 @@ from eventstore import lookup
 from service import api_keys
 from service.cli import cli, main
 from tests.api.client import running_service
-from tests.support.command import ENDS_WITHIN_SECONDS, Ended, end, squad, start
-from tests.support.parts import connected
+from tests.support.command import ENDS_WITHIN_SECONDS, CommandResult, end, squad, start
+from tests.support.components import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 KEY = re.compile(r"squad_[2-9a-z]{10}_[0-9a-f]{64}")
 
 
-async def _keys(*arguments: str) -> Ended:
+async def _keys(*arguments: str) -> CommandResult:
     """Run `squad keys` in this process, which is much faster than starting another."""
     done = await asyncio.to_thread(CliRunner().invoke, cli, ("keys", *arguments))
-    return Ended(done.exit_code, done.stdout, done.stderr)
+    return CommandResult(done.exit_code, done.stdout, done.stderr)
 
 
-def _key(ended: Ended) -> str:
+def _key(ended: CommandResult) -> str:
     """The key, which must be all of the output."""
     assert ended.code == 0, ended
     text = ended.output.removesuffix("\n")
@@ -145,7 +145,7 @@ def test_errors_are_reported_in_one_line_without_secrets(
         main()
     assert isinstance(ended.value.code, int)
     printed = capsys.readouterr()
-    line = Ended(ended.value.code, printed.out, printed.err).complaint()
+    line = CommandResult(ended.value.code, printed.out, printed.err).error_line()
     assert complaint in line
     assert "5ec7e7" not in line
     with psycopg.connect(database) as connection:
@@ -155,7 +155,7 @@ def test_errors_are_reported_in_one_line_without_secrets(
 async def test_first_key_can_be_created_before_the_first_start(empty_database: str, tmp_path: Path) -> None:
     """A service that other machines can reach does not start without a key."""
     refused = await squad(tmp_path, "up", "--host", "0.0.0.0", "--port", "0", "--dsn", empty_database)
-    assert "has no keys" in refused.complaint()
+    assert "has no keys" in refused.error_line()
     text = _key(await _keys("create", "--scope", "operator", "--dsn", empty_database))
     async with running_service(empty_database, host="0.0.0.0") as service:
         (await service.api.get("budget")).expect(401, "unauthorized")

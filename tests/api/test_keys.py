@@ -16,8 +16,8 @@ from service.http.routes import ROUTES
 from service.http.scope import Scope
 from tests.api.client import Api, Service, running_service, unreachable
 from tests.api.inputs import UNKNOWN_ID
+from tests.support.components import connected
 from tests.support.keys import make_key, revoke_key
-from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from projections import storage
-from tests.support.parts import connected
+from tests.support.components import connected
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 

@@ -16,9 +16,9 @@ from psycopg.conninfo import make_conninfo
 from eventstore.errors import LogNotUnderstood, StoreBusy
 from eventstore.redaction import describe, describe_with_traceback
 from tests.support.agents import answers, running_agents
+from tests.support.components import connected, terminate_backends
 from tests.support.keys import make_key
-from tests.support.leaky_squad import LATER, PROGRAM, STUMBLE
-from tests.support.parts import connected, terminate
+from tests.support.leaky_squad import FAIL_IN_BACKGROUND, FAIL_IN_REQUEST, PROGRAM
 from tests.support.process import squad_up
 from tests.support.wait import eventually
 
@@ -137,9 +137,9 @@ async def test_log_contains_no_secrets_and_nothing_that_was_sent(database: str) 
             await eventually(lambda: agents.called("/talk"))
 
             # Bugs, whose exceptions repeat their input.
-            failed = await _send(client, f"{STUMBLE} {MARK}")
+            failed = await _send(client, f"{FAIL_IN_REQUEST} {MARK}")
             assert (failed.status, failed.body["code"]) == (500, "internal_error")
-            refused = await client.ask("POST", "/api/v1/tasks", {"title": f"{STUMBLE} {MARK}"})
+            refused = await client.ask("POST", "/api/v1/tasks", {"title": f"{FAIL_IN_REQUEST} {MARK}"})
             assert (refused.status, refused.body["code"]) == (500, "internal_error")
             # Errors of the database, which repeat whole rows.
             await elsewhere.execute("ALTER TABLE events ADD CHECK (data::text NOT LIKE '%unwanted%')")
@@ -148,13 +148,15 @@ async def test_log_contains_no_secrets_and_nothing_that_was_sent(database: str) 
             await elsewhere.execute("ALTER TABLE squad_tasks ADD CHECK (title NOT LIKE '%poison%')")
             poison = await client.ask("POST", "/api/v1/tasks", {"title": f"poison {MARK}"})
             assert poison.status == 201
-            assert (await client.ask("POST", "/api/v1/tasks", {"title": f"{LATER} {MARK}"})).status == 201
+            assert (
+                await client.ask("POST", "/api/v1/tasks", {"title": f"{FAIL_IN_BACKGROUND} {MARK}"})
+            ).status == 201
             await client.ask("POST", "/api/v1/tasks", {"title": f"after that {MARK}"})
             await eventually(partial(_is_logged, service, "projection tasks stopped at position"))
             await eventually(partial(_is_logged, service, "Task exception was never retrieved"))
             await eventually(partial(_is_logged, service, "an observer of the log failed"))
             for name in ("squad writer", "squad projector", "squad listener", "squad reader"):
-                await terminate(elsewhere, name)
+                await terminate_backends(elsewhere, name)
             await eventually(partial(_is_logged, service, "listener lost its connection"))
             await eventually(lambda: _is_accepted(client))
             lines = service.log_lines()

@@ -20,8 +20,8 @@ from service.http.routes import ROUTES
 from service.writing.stats import JOB_OUTCOMES
 from tests.api.client import running_service
 from tests.support.agents import answers, running_agents
-from tests.support.log import LogWriter, joined
-from tests.support.parts import connected, terminate
+from tests.support.components import connected, terminate_backends
+from tests.support.log import LogWriter, agent_registered
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ async def test_lock_wait_is_measured_when_others_write(service: Service) -> None
     async with connected(service.dsn) as other:
         log_writer = LogWriter(other)
         await log_writer.catch_up()
-        await log_writer.append(joined("somebody else"))
+        await log_writer.append(agent_registered("somebody else"))
         (await service.api.post("messages", from_agent="ada", message="m")).expect(201)
     seen = await scrape(service.api)
     assert seen["squad_lock_wait_seconds_count"] > before["squad_lock_wait_seconds_count"]
@@ -198,7 +198,7 @@ async def test_heartbeats_and_reconnects_of_listener_are_counted(service: Servic
     first = await eventually(hearing)
     assert first is not None
     async with connected(service.dsn) as connection:
-        await terminate(connection, "squad listener")
+        await terminate_backends(connection, "squad listener")
 
     async def hearing_again() -> bool:
         seen = await hearing()
@@ -225,7 +225,7 @@ async def test_events_found_only_by_polling_are_counted(service: Service) -> Non
         async def both_rescued() -> bool:
             # Repeated, because an append of the service in between would tell its writer of the event.
             await log_writer.catch_up()
-            await log_writer.append(joined(f"agent {log_writer.head.position}"))
+            await log_writer.append(agent_registered(f"agent {log_writer.head.position}"))
             seen = await scrape(service.api)
             return all(seen[f"squad_poll_rescues_total{{{part}}}"] > 0 for part in ("writer", "projector"))
 

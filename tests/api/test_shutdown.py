@@ -21,8 +21,8 @@ import pytest
 from eventstore import log
 from eventstore.connection import connect
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD
+from tests.support.components import SCHEMA, connected
 from tests.support.embedded import dsn_of, new_data_folder, postmaster_pid
-from tests.support.parts import SCHEMA, connected
 from tests.support.process import ServiceProcess, squad_up
 from tests.support.wait import eventually
 
@@ -100,7 +100,7 @@ async def test_first_signal_under_load_stops_service_and_loses_nothing(
             await eventually(lambda: len(clients.acknowledged) > 500 and len(clients.streamed) > 500)
             sent_at = time.monotonic()
             process.send(number)
-            assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 0, process.story()
+            assert await process.wait_for_exit(within_seconds=STOPS_WITHIN_SECONDS) == 0, process.output()
             assert time.monotonic() - sent_at < STOPS_WITHIN_SECONDS
         assert set(clients.codes) <= {"stopping"}
         positions = sorted(clients.acknowledged)
@@ -141,7 +141,7 @@ async def test_second_sigterm_changes_nothing(database: str) -> None:
         process.send(signal.SIGTERM)
         await _is_stopping(process)
         process.send(signal.SIGTERM)
-        assert await process.ended(within_seconds=3 * STOPS_WITHIN_SECONDS) == 0, process.story()
+        assert await process.wait_for_exit(within_seconds=3 * STOPS_WITHIN_SECONDS) == 0, process.output()
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
@@ -150,7 +150,7 @@ async def test_sigint_during_shutdown_ends_service_at_once(database: str, first:
         process.send(first)
         await _is_stopping(process)
         process.send(signal.SIGINT)
-        assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.story()
+        assert await process.wait_for_exit(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.output()
 
 
 async def test_sigint_during_shutdown_still_stops_embedded_postgres() -> None:
@@ -159,7 +159,7 @@ async def test_sigint_during_shutdown_still_stops_embedded_postgres() -> None:
             process.send(signal.SIGINT)
             await _is_stopping(process)
             process.send(signal.SIGINT)
-            assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.story()
+            assert await process.wait_for_exit(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.output()
         await eventually(lambda: postmaster_pid(folder) is None)
 
 
@@ -229,4 +229,4 @@ async def _waits_for_the_lock(dsn: str) -> bool:
 
 
 async def _is_stopping(process: ServiceProcess) -> None:
-    await eventually(lambda: "squad is stopping" in process.story())
+    await eventually(lambda: "squad is stopping" in process.output())

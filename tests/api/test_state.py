@@ -18,7 +18,7 @@ from service.http.context import MAX_CONCURRENT_LOOK_BACKS
 from service.http.v1 import state
 from service.memory.squad import Squad
 from tests.api.client import running_service
-from tests.support.parts import connected
+from tests.support.components import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from datetime import datetime
 from statistics import quantiles
 
 from tests.support.agents import after, running_agents
-from tests.support.parts import connected
+from tests.support.components import connected
 from tests.support.process import squad_up
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -36,7 +36,7 @@ async def test_two_hundred_jobs_due_at_once_run_concurrently(database: str) -> N
                 lambda: len(agents.calls) >= ROUNDS * JOBS,
                 within_seconds=(ROUNDS + 2) * EVERY_SECONDS + 10,
             )
-            await eventually(lambda: not agents.busy.total())
+            await eventually(lambda: not agents.in_flight.total())
             assert await service.stop() == 0
     rounds: defaultdict[datetime, list[float]] = defaultdict(list)
     for call in agents.calls:
@@ -52,9 +52,9 @@ async def test_two_hundred_jobs_due_at_once_run_concurrently(database: str) -> N
         claimed = [delay for (delay,) in await cursor.fetchall()]
     print(f"{len(claimed)} ticks were claimed {_spread(claimed)} after they were due")
     # No call waited for another one.
-    assert agents.busiest[""] == JOBS
+    assert agents.max_in_flight[""] == JOBS
     for name in names:
-        assert agents.busiest[f"/{name}"] == 1
+        assert agents.max_in_flight[f"/{name}"] == 1
     runs = {call.payload["run_id"] for call in agents.calls}
     assert len(runs) == len(agents.calls)
     events = await assert_log_is_sound(database)

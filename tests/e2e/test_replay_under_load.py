@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from projections.comparison import compare
-from tests.support.command import finished
+from tests.support.command import squad_output
+from tests.support.components import SCHEMA, connected
 from tests.support.load import Load
-from tests.support.parts import SCHEMA, connected
 from tests.support.process import INSTALLED, squad_up
 from tests.support.wait import eventually
 
@@ -43,7 +43,7 @@ async def test_replays_under_load_lose_nothing_and_readers_see_no_gap(
                 # A change for the replay to undo, in a column that neither the load nor the reader reads.
                 await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
                 rounds = reader.rounds
-                printed = await finished("replay", "--dsn", database, cwd=tmp_path)
+                printed = await squad_output("replay", "--dsn", database, cwd=tmp_path)
                 assert "into the tables of agents, messages, operations, budgets" in printed
                 await load.wait_for_answers(50)
                 await eventually(lambda rounds=rounds: reader.rounds > rounds + 3)  # type: ignore[misc]
@@ -51,7 +51,7 @@ async def test_replays_under_load_lose_nothing_and_readers_see_no_gap(
         reader.done.set()
         await reading
         await load.assert_log_matches_answers(database)
-        assert "WARNING" not in service.story().upper()
+        assert "WARNING" not in service.output().upper()
     assert await compare(database, SCHEMA) == []
 
 

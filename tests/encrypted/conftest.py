@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.api.conftest import _no_settings_of_ours, api, service
-from tests.integration.conftest import agents, connection, member, writer
+from tests.integration.conftest import agents, connection, job_process, writer
 
-__all__ = ["_no_settings_of_ours", "agents", "api", "connection", "member", "service", "writer"]
+__all__ = ["_no_settings_of_ours", "agents", "api", "connection", "job_process", "service", "writer"]
 
 
 @pytest.fixture(autouse=True)

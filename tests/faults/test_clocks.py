@@ -12,9 +12,9 @@ import pytest
 
 from eventstore import codec, log
 from eventstore.events import OperationExpired, OperationRenewed, OperationStarted
+from tests.support.components import connected
 from tests.support.load import Load
 from tests.support.log import whole_log
-from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.stepped_clock import PROGRAM
 from tests.support.trial import Trial

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.components import connected
 from tests.support.load import Load
-from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.trial import Trial
 from tests.support.wait import eventually

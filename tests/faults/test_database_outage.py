@@ -11,9 +11,9 @@ import pytest
 
 from service.embedded.cluster import Cluster
 from service.writing.writer import SUBMIT_TIMEOUT_SECONDS
+from tests.support.components import connected, lock_is_free, terminate_backends
 from tests.support.embedded import server_in
 from tests.support.load import Load
-from tests.support.parts import connected, lock_is_free, terminate
 from tests.support.process import squad_up
 from tests.support.proxy import Proxy
 from tests.support.trial import Trial
@@ -67,7 +67,7 @@ async def test_service_recovers_when_all_backends_are_terminated_at_random(datab
             for _ in range(TERMINATIONS):
                 await fault_lasts(random.uniform(0.0, 0.5))
                 with trial.fault_injection():
-                    assert await terminate(connection, "squad %") > 0
+                    assert await terminate_backends(connection, "squad %") > 0
             await trial.wait_until_recovered(service)
         await eventually(lambda: lock_is_free(connection))
         await trial.verify(database)

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from eventstore.errors import StoreUnavailable
+from tests.support.components import connected
 from tests.support.embedded import postmaster_pid, server_in
 from tests.support.load import Load
-from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.small_disk import filled, small_disk
 from tests.support.trial import Trial

@@ -11,9 +11,9 @@ import pytest
 from eventstore import schema
 from eventstore.connection import pool
 from eventstore.errors import NotConnected
+from tests.support.components import connected, message, running_writer, submit
 from tests.support.load import Load
-from tests.support.log import texts, whole_log
-from tests.support.parts import connected, message, running_writer, submit
+from tests.support.log import message_texts, whole_log
 from tests.support.process import squad_up
 from tests.support.servers import primary_and_standby, read_until_log_replaced
 from tests.support.trial import Trial
@@ -66,7 +66,7 @@ async def test_failover_to_a_synchronous_standby_under_load_loses_nothing(pair: 
 
 async def test_failover_to_a_lagging_standby_is_reported_to_clients(pair: Pair) -> None:
     """Commits do not wait for the standby: events that it lacks are lost."""
-    await pair.primary.set("ALTER SYSTEM RESET synchronous_standby_names")
+    await pair.primary.configure("ALTER SYSTEM RESET synchronous_standby_names")
     async with squad_up(dsn=pair.dsn) as service, aiohttp.ClientSession(service.url) as session:
         kept, lost, later = (Load([service], name) for name in ("kept", "lost", "later"))
         async with kept.running(clients=2):
@@ -82,7 +82,7 @@ async def test_failover_to_a_lagging_standby_is_reported_to_clients(pair: Pair) 
                 await read_until_log_replaced(stream)
         await eventually(service.is_ready, within_seconds=RECOVERY_SECONDS)
         assert await service.metric("squad_log_replacements_total") == 1
-        assert "the log was replaced" in service.story().lower()
+        assert "the log was replaced" in service.output().lower()
         await _assert_lost_positions_are_reported(session, newest)
         async with later.running(clients=2):
             await later.wait_for_answers(LOST_ANSWERS)
@@ -109,7 +109,7 @@ async def test_commit_that_only_the_primary_has_is_not_acknowledged(
         pair.primary.kill()
         await pair.primary.start()
         async with connected(pair.primary.dsn) as connection:
-            assert texts(await whole_log(connection)) == ["before", "doubtful"]
+            assert message_texts(await whole_log(connection)) == ["before", "doubtful"]
         await eventually(
             lambda: writer.problem and "no synchronous standby" in writer.problem, within_seconds=30
         )
@@ -118,14 +118,14 @@ async def test_commit_that_only_the_primary_has_is_not_acknowledged(
         outcome = await in_doubt
         await submit(writer, message("after"))
     events = await assert_log_is_sound(pair.standby.dsn)
-    assert texts(events) == ["before", "doubtful", "after"]
+    assert message_texts(events) == ["before", "doubtful", "after"]
     assert outcome.position is not None
-    assert texts(events[outcome.position - 1 :]) == ["doubtful", "after"]
+    assert message_texts(events[outcome.position - 1 :]) == ["doubtful", "after"]
 
 
 async def test_old_primary_that_comes_back_is_not_used(pair: Pair) -> None:
     """It accepts writes and is first in the DSN; commits do not wait for a standby."""
-    await pair.primary.set("ALTER SYSTEM RESET synchronous_standby_names")
+    await pair.primary.configure("ALTER SYSTEM RESET synchronous_standby_names")
     async with squad_up(dsn=pair.dsn) as one, squad_up(dsn=pair.dsn) as other:
         load = Load([one, other])
         async with load.running(clients=2):
@@ -135,16 +135,16 @@ async def test_old_primary_that_comes_back_is_not_used(pair: Pair) -> None:
         for service in (one, other):
             await eventually(service.is_ready, within_seconds=RECOVERY_SECONDS)
         await pair.primary.start()
-        old_head = await pair.primary.ask(_HEAD)
+        old_head = await pair.primary.query(_HEAD)
         later = Load([one, other], "later")
         async with later.running(clients=2):
-            await pair.standby.ask(
+            await pair.standby.query(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
                 " WHERE application_name LIKE 'squad %'"
             )
             await later.wait_for_answers(LOST_ANSWERS)
-        assert "is an old primary" in one.story()
-        assert await pair.primary.ask(_HEAD) == old_head
+        assert "is an old primary" in one.output()
+        assert await pair.primary.query(_HEAD) == old_head
         await eventually(lambda: projected_to_head(pair.standby.dsn))
         await later.assert_retries_get_same_answers()
         assert await one.metric("squad_log_replacements_total") == 0
@@ -183,7 +183,9 @@ async def _commits_wait_or_proceed(pair: Pair, load: Load, answers: int) -> bool
 
 async def _has_caught_up(pair: Pair) -> bool:
     """Whether the standby has replayed everything that the primary has written."""
-    return bool(await pair.primary.ask("SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication"))
+    return bool(
+        await pair.primary.query("SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication")
+    )
 
 
 async def _assert_lost_positions_are_reported(session: aiohttp.ClientSession, newest: int) -> None:

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from projections.projector import Projector
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import backends, connected, running, running_listener, terminate
+from tests.support.components import backend_pids, connected, running, running_listener, terminate_backends
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -33,11 +33,11 @@ async def test_events_are_projected_within_2_seconds_after_the_listener_loses_it
         connected(database) as connection,
     ):
         log_writer = LogWriter(connection)
-        await log_writer.append(joined("alice"))
+        await log_writer.append(agent_registered("alice"))
         await eventually(partial(projected_to_head, database))
         for _ in range(3):
-            assert await terminate(connection, "squad listener") == 1
-            await log_writer.append(said("while nobody listens"))
+            assert await terminate_backends(connection, "squad listener") == 1
+            await log_writer.append(message_sent("while nobody listens"))
             await eventually(partial(projected_to_head, database), within_seconds=2)
             await eventually(lambda: listener.hearing)
         assert listener.reconnects == 3
@@ -61,10 +61,10 @@ def _suspended(pid: int) -> Iterator[None]:
 
 async def test_suspended_backend_is_replaced_within_15_seconds(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
-        (pid,) = await backends(connection, "squad listener")
+        (pid,) = await backend_pids(connection, "squad listener")
         with _suspended(pid):
             started = monotonic()
             await eventually(lambda: listener.reconnects > 0 and listener.hearing, within_seconds=15)
             remaining = 15 - (monotonic() - started)
-            await LogWriter(connection).append(said("heard by the new one"))
+            await LogWriter(connection).append(message_sent("heard by the new one"))
             await eventually(lambda: listener.events.position == 1, within_seconds=remaining)

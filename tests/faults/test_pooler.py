@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from tests.support.components import connected
 from tests.support.load import Load
-from tests.support.parts import connected
 from tests.support.pooler import pooler
-from tests.support.process import refused_start, squad_up
+from tests.support.process import failed_start_output, squad_up
 from tests.support.trial import Trial
 from tests.support.wait import eventually
 
@@ -44,7 +44,7 @@ async def apply_suggested_role_settings(dsn: str, output: str) -> None:
 
 async def test_service_with_a_direct_listen_dsn_recovers_when_the_pooler_is_killed(database: str) -> None:
     async with pooler(database) as pgbouncer:
-        output = await refused_start(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=database)
+        output = await failed_start_output(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=database)
         assert "the connection goes through a pooler" in output
         await apply_suggested_role_settings(database, output)
         # The pooler still has server connections without these settings.
@@ -72,7 +72,7 @@ async def test_start_through_a_pooler_fails_with_instructions_when_there_is_no_l
     database: str,
 ) -> None:
     async with pooler(database) as pgbouncer:
-        output = await refused_start(dsn=pgbouncer.dsn)
+        output = await failed_start_output(dsn=pgbouncer.dsn)
     assert "SQUAD_DSN leads through a pooler" in output
     assert "SQUAD_LISTEN_DSN" in output
     assert "ALTER ROLE" in output
@@ -81,7 +81,7 @@ async def test_start_through_a_pooler_fails_with_instructions_when_there_is_no_l
 async def test_listen_dsn_that_leads_through_the_pooler_is_detected(database: str) -> None:
     """Commands are carried out nevertheless, but the service reports that it is not ready."""
     async with pooler(database) as pgbouncer:
-        output = await refused_start(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=pgbouncer.dsn)
+        output = await failed_start_output(dsn=pgbouncer.dsn, SQUAD_LISTEN_DSN=pgbouncer.dsn)
         await apply_suggested_role_settings(database, output)
         pgbouncer.kill()
         await pgbouncer.start()
@@ -98,7 +98,7 @@ async def test_listen_dsn_that_leads_through_the_pooler_is_detected(database: st
 
 async def test_listen_dsn_may_lead_through_a_pooler_in_session_mode(database: str) -> None:
     async with pooler(database, mode="session") as pgbouncer:
-        output = await refused_start(dsn=pgbouncer.dsn)
+        output = await failed_start_output(dsn=pgbouncer.dsn)
         assert "one through a pooler that keeps sessions" in output
         await apply_suggested_role_settings(database, output)
         pgbouncer.kill()

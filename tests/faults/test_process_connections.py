@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from tests.support.components import backend_pids, connected, terminate_backends
 from tests.support.load import Load
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import backends, connected, terminate
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.process import squad_up
 from tests.support.proxy import Proxy
 from tests.support.signals import backend_process, suspended
@@ -37,8 +37,8 @@ async def test_events_are_projected_within_2_seconds_after_the_listener_loses_it
 ) -> None:
     async with squad_up(dsn=database) as service, connected(database) as connection:
         log_writer = await start_following(service, connection)
-        assert await terminate(connection, "squad listener") == 1
-        (message,) = await log_writer.append(said("is anybody there?"))
+        assert await terminate_backends(connection, "squad listener") == 1
+        (message,) = await log_writer.append(message_sent("is anybody there?"))
         await eventually(
             lambda: is_projected(connection, message.position), within_seconds=PROJECTED_WITHIN_SECONDS
         )
@@ -49,9 +49,9 @@ async def test_events_are_projected_while_a_suspended_listener_is_being_replaced
 ) -> None:
     async with squad_up(dsn=database) as service, connected(database) as connection:
         log_writer = await start_following(service, connection)
-        (pid,) = await backends(connection, "squad listener")
+        (pid,) = await backend_pids(connection, "squad listener")
         with suspended(backend_process(database, pid)):
-            (message,) = await log_writer.append(said("is anybody there?"))
+            (message,) = await log_writer.append(message_sent("is anybody there?"))
             await eventually(
                 lambda: is_projected(connection, message.position),
                 within_seconds=LISTENER_REPLACED_WITHIN_SECONDS,
@@ -65,7 +65,7 @@ async def test_events_are_projected_while_a_suspended_listener_is_being_replaced
 async def test_service_recovers_while_the_listeners_backend_is_suspended(database: str) -> None:
     async with squad_up(dsn=database) as service, connected(database) as connection:
         await eventually(lambda: is_listening(service))
-        (pid,) = await backends(connection, "squad listener")
+        (pid,) = await backend_pids(connection, "squad listener")
         trial = Trial(
             "SIGSTOP of the listener's backend", LISTENER_REPLACED_WITHIN_SECONDS, Load([service])
         )
@@ -114,7 +114,7 @@ async def send_message(service: ServiceProcess, text: str) -> int:
 
 async def test_commands_are_answered_while_the_writers_idle_backend_is_suspended(database: str) -> None:
     async with squad_up(dsn=database) as service, connected(database) as connection:
-        (pid,) = await backends(connection, "squad writer")
+        (pid,) = await backend_pids(connection, "squad writer")
         load = Load([service])
         # It is suspended while idle, so that it does not hold the log's lock.
         with suspended(backend_process(database, pid)):
@@ -129,7 +129,7 @@ async def test_commands_are_answered_after_the_writers_backend_was_suspended_und
     database: str,
 ) -> None:
     async with squad_up(dsn=database) as service, connected(database) as connection:
-        (pid,) = await backends(connection, "squad writer")
+        (pid,) = await backend_pids(connection, "squad writer")
         trial = Trial("SIGSTOP of the writer's backend", ANSWERED_WITHIN_SECONDS, Load([service]))
         async with trial.running():
             with trial.fault_injection(), suspended(backend_process(database, pid)):
@@ -145,9 +145,9 @@ async def start_following(service: ServiceProcess, connection: Connection) -> Lo
     """Wait until the service listens and projects; return a writer that appends independently of it."""
     log_writer = LogWriter(connection)
     await log_writer.catch_up()
-    (agent,) = await log_writer.append(joined("alice"))
+    (agent,) = await log_writer.append(agent_registered("alice"))
     await eventually(lambda: is_listening(service))
-    (message,) = await log_writer.append(said("hello"))
+    (message,) = await log_writer.append(message_sent("hello"))
     assert agent.position < message.position
     await eventually(lambda: is_projected(connection, message.position))
     return log_writer
@@ -163,12 +163,12 @@ async def is_projected(connection: Connection, position: int) -> bool:
 
 
 async def has_another_listener(service: ServiceProcess, connection: Connection, pid: int) -> bool:
-    return await is_listening(service) and set(await backends(connection, "squad listener")) != {pid}
+    return await is_listening(service) and set(await backend_pids(connection, "squad listener")) != {pid}
 
 
 async def has_another_writer(connection: Connection, pid: int) -> bool:
-    return bool(set(await backends(connection, "squad writer")) - {pid})
+    return bool(set(await backend_pids(connection, "squad writer")) - {pid})
 
 
 async def has_ended(connection: Connection, pid: int) -> bool:
-    return pid not in await backends(connection, "squad writer")
+    return pid not in await backend_pids(connection, "squad writer")

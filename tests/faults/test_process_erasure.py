@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 
 from service import commands as do
+from tests.support.components import connected, running_writer, submit
 from tests.support.embedded import kill_postmaster, server_in
-from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
+from tests.support.erasure import assert_keys_existed_when_used, find_remains, stored_key_ids
 from tests.support.load import Load
-from tests.support.parts import connected, running_writer, submit
 from tests.support.process import squad_up
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -36,7 +36,7 @@ _KILLED_BEFORE_THE_APPEND = """
 import asyncio, os, signal, sys
 from eventstore import log
 from service import commands as do
-from tests.support.parts import running_writer, submit
+from tests.support.components import running_writer, submit
 
 async def work():
     async with running_writer(sys.argv[1], encrypt=True) as writer:
@@ -63,15 +63,15 @@ async def test_process_killed_between_storing_keys_and_appending_leaves_only_orp
     )
     assert await process.wait() == -9
     async with connected(database) as connection:
-        orphans = await keys_there(connection)
+        orphans = await stored_key_ids(connection)
     assert orphans
     async with running_writer(database, encrypt=True) as writer:
         email = do.LogEmail(gmail_message_id="g-1", from_email=ADDRESS, subject=SUBJECT)
         assert (await submit(writer, email)).refusal is None
         await submit(writer, do.SendMessage(from_agent="ada", message=SUBJECT))
-        assert await assert_keys_were_used_in_time(database) == 2
+        assert await assert_keys_existed_when_used(database) == 2
         assert (await submit(writer, do.ForgetSubject(subject=ADDRESS))).reply["emails"] == 1
-    await assert_keys_were_used_in_time(database)
+    await assert_keys_existed_when_used(database)
     await assert_log_is_sound(database)
 
 
@@ -88,7 +88,7 @@ async def test_encrypted_events_survive_kills_of_postgres_and_of_the_service(dat
         await load.assert_retries_get_same_answers()
         async with server_in(data_folder) as dsn:
             await load.assert_log_matches_answers(dsn)
-            assert await assert_keys_were_used_in_time(dsn) > 100
+            assert await assert_keys_existed_when_used(dsn) > 100
 
 
 async def test_kill_of_a_process_that_writes_and_forgets_a_sender_leaves_no_personal_data(
@@ -115,8 +115,8 @@ async def test_kill_of_a_process_that_writes_and_forgets_a_sender_leaves_no_pers
         await asyncio.gather(*tasks)
         await _post(session, other, "subjects/forget", subject=ADDRESS)
         await eventually(lambda: projected_to_head(database))
-    assert await assert_keys_were_used_in_time(database) >= counts["written"]
-    assert await remains(database, [ADDRESS, SUBJECT]) == []
+    assert await assert_keys_existed_when_used(database) >= counts["written"]
+    assert await find_remains(database, [ADDRESS, SUBJECT]) == []
     await assert_tables_equal_fold(database)
     await assert_log_is_sound(database)
 

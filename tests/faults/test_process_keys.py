@@ -15,9 +15,9 @@ from eventstore import codec
 from eventstore.events import KeyCreated, KeyFirstUsed, KeyRevoked
 from service import api_keys
 from tests.support.command import squad
+from tests.support.components import connected
 from tests.support.load import Load
 from tests.support.log import whole_log
-from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.trial import Trial
 from tests.support.wait import eventually

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.support.agents import after, running_agents
-from tests.support.parts import connected
+from tests.support.components import connected
 from tests.support.process import squad_up
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually

@@ -13,8 +13,8 @@ from benchmarks.history import fill
 from service.history import snapshots
 from service.history.time_travel import check_snapshots, state_at
 from service.memory.squad import Squad
+from tests.support.components import connected, lock_is_free
 from tests.support.load import Load
-from tests.support.parts import connected, lock_is_free
 from tests.support.process import squad_up
 from tests.support.squads import contents
 from tests.support.wait import eventually

@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 
 from service.writing.command_queue import MAX_WAITING_COMMANDS
+from tests.support.components import connected
 from tests.support.load import Load
-from tests.support.log import texts, whole_log
-from tests.support.parts import connected
+from tests.support.log import message_texts, whole_log
 from tests.support.process import squad_up
 from tests.support.trial import Trial
 from tests.support.wait import eventually
@@ -72,7 +72,7 @@ async def test_service_stops_in_time_with_open_streams_and_a_full_queue(database
             await service.start()
             await trial.wait_until_recovered(service)
         await trial.verify(database)
-        logged = Counter(texts(await whole_log(holder)))
+        logged = Counter(message_texts(await whole_log(holder)))
     assert len(answers) == BATCHES * BATCH
     codes = Counter(code for _, code in answers)
     assert codes["queue_full"] > 0

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.support.components import connected
 from tests.support.load import Load
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import connected
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.process import squad_up
 from tests.support.signals import suspended
 from tests.support.trial import Trial
@@ -37,7 +37,9 @@ async def test_standby_projector_takes_over_when_the_active_one_is_killed(databa
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
             await first.kill()
-            await log_writer.append(joined("alice"), said("who is going to write this down?"))
+            await log_writer.append(
+                agent_registered("alice"), message_sent("who is going to write this down?")
+            )
             await eventually(lambda: projected_to_head(database), within_seconds=TAKEN_OVER_WITHIN_SECONDS)
             assert await is_active_projector(second)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore import log
-from tests.support.command import SQUAD, finished, squad, start
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import connected, lock_is_free, lock_is_held, terminate
+from tests.support.command import SQUAD, squad, squad_output, start
+from tests.support.components import connected, lock_is_free, lock_is_held, terminate_backends
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold
 from tests.support.wait import eventually
 
@@ -33,59 +33,59 @@ async def exported(database: str, tmp_path: Path) -> list[bytes]:
     """The lines of an export, which is also in the file `log`."""
     async with connected(database) as connection:
         log_writer = LogWriter(connection)
-        await log_writer.append(joined("alice"))
+        await log_writer.append(agent_registered("alice"))
         for _ in range(6):
-            await log_writer.append(*(said("hello") for _ in range(EVENTS // 6)))
-    await finished("export", "log", "--dsn", database, cwd=tmp_path)
+            await log_writer.append(*(message_sent("hello") for _ in range(EVENTS // 6)))
+    await squad_output("export", "log", "--dsn", database, cwd=tmp_path)
     return (tmp_path / "log").read_bytes().splitlines(keepends=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_interrupted_import_leaves_nothing_and_can_be_repeated(
-    exported: list[bytes], new_squad: str, tmp_path: Path, number: signal.Signals
+    exported: list[bytes], second_database: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    process = await start(tmp_path, "import", "pipe", "--dsn", new_squad)
+    process = await start(tmp_path, "import", "pipe", "--dsn", second_database)
     pipe = await asyncio.to_thread((tmp_path / "pipe").open, "wb", buffering=0)
     with pipe:
         await asyncio.to_thread(pipe.write, b"".join(exported[:FIRST_LINES]))
-        async with connected(new_squad) as connection:
+        async with connected(second_database) as connection:
             await eventually(partial(lock_is_held, connection))
             process.send_signal(number)
             await asyncio.wait_for(process.communicate(), 20)
             assert process.returncode not in (0, None)
             await eventually(partial(lock_is_free, connection))
             assert await log.head_position(connection) == 0
-    await finished("import", "log", "--dsn", new_squad, cwd=tmp_path)
-    assert len(await assert_log_is_sound(new_squad)) == len(exported) - 2
-    await assert_tables_equal_fold(new_squad)
+    await squad_output("import", "log", "--dsn", second_database, cwd=tmp_path)
+    assert len(await assert_log_is_sound(second_database)) == len(exported) - 2
+    await assert_tables_equal_fold(second_database)
 
 
 async def test_import_of_a_truncated_file_leaves_nothing(
-    exported: list[bytes], new_squad: str, tmp_path: Path
+    exported: list[bytes], second_database: str, tmp_path: Path
 ) -> None:
     (tmp_path / "cut").write_bytes(b"".join(exported[:-1]))
-    ended = await squad(tmp_path, "import", "cut", "--dsn", new_squad)
+    ended = await squad(tmp_path, "import", "cut", "--dsn", second_database)
     # Progress may have been printed before, if the import took long.
     assert ended.errors.splitlines()[-1].startswith(
         "squad: nothing was imported: the file is truncated: it has no end line after line"
     )
     assert (ended.code, ended.output) == (1, "")
-    async with connected(new_squad) as connection:
+    async with connected(second_database) as connection:
         assert await log.head_position(connection) == 0
 
 
 async def test_import_that_loses_its_connection_leaves_nothing(
-    exported: list[bytes], new_squad: str, tmp_path: Path
+    exported: list[bytes], second_database: str, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    process = await start(tmp_path, "import", "pipe", "--dsn", new_squad)
+    process = await start(tmp_path, "import", "pipe", "--dsn", second_database)
     pipe = await asyncio.to_thread((tmp_path / "pipe").open, "wb", buffering=0)
     with pipe:
         await asyncio.to_thread(pipe.write, b"".join(exported[:FIRST_LINES]))
-        async with connected(new_squad) as connection:
+        async with connected(second_database) as connection:
             await eventually(partial(lock_is_held, connection))
-            assert await terminate(connection, "squad import") == 1
+            assert await terminate_backends(connection, "squad import") == 1
             writing = asyncio.to_thread(pipe.write, b"".join(exported[FIRST_LINES:]))
             await asyncio.gather(writing, return_exceptions=True)
             pipe.close()

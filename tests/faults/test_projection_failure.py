@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from projections.projector import RETRY_FAILED_SECONDS
+from tests.support.components import connected
 from tests.support.load import Load
-from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.trial import Trial
 from tests.support.wait import eventually

@@ -19,7 +19,13 @@ from eventstore.listener import Hints
 from projections import PROJECTIONS, projector
 from projections.folding import PageFolder
 from projections.projector import Projector
-from tests.support.parts import connected, running, running_listener, running_writer, terminate
+from tests.support.components import (
+    connected,
+    running,
+    running_listener,
+    running_writer,
+    terminate_backends,
+)
 from tests.support.random_history import RandomHistory
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -73,7 +79,7 @@ async def test_connection_loss_at_any_statement_leaves_rows_and_position_consist
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=4).live(writer, 80)
+        await RandomHistory(seed=4).submit_commands(writer, 80)
     monkeypatch.setattr(log, "PAGE_EVENTS", 12)
     monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
     cuts = 0
@@ -109,11 +115,11 @@ async def test_projectors_that_lose_their_backends_under_load_reach_the_head(dat
         connected(database) as connection,
         running(*(Projector(database, "squad", listener.events).run() for _ in range(2))),
     ):
-        commands = asyncio.gather(*(RandomHistory(seed).live_until(done, writer) for seed in range(6)))
+        commands = asyncio.gather(*(RandomHistory(seed).submit_until(done, writer) for seed in range(6)))
         for _ in range(TERMINATIONS):
             # At an arbitrary moment, on purpose.
             await asyncio.wait([commands], timeout=random.uniform(0.0, 0.1))
-            await eventually(lambda: terminate(connection, "squad projector"))
+            await eventually(lambda: terminate_backends(connection, "squad projector"))
             await assert_tables_equal_fold(database)
         done.set()
         await commands
@@ -162,7 +168,7 @@ async def test_two_active_projectors_cause_no_inconsistency(
         running(*(each.run() for each in projectors)),
     ):
         await eventually(lambda: all(each.active for each in projectors))
-        commands = asyncio.gather(*(RandomHistory(seed).live_until(done, writer) for seed in range(6)))
+        commands = asyncio.gather(*(RandomHistory(seed).submit_until(done, writer) for seed in range(6)))
         await eventually(lambda: overtaken["times"] >= 3)
         done.set()
         await commands

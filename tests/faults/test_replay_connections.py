@@ -19,8 +19,8 @@ from projections.agents import agents
 from projections.comparison import compare
 from projections.messages import messages
 from projections.rebuild import rebuild
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import SCHEMA, backends, connected
+from tests.support.components import SCHEMA, backend_pids, connected
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.tables import project
 from tests.support.wait import eventually
 
@@ -62,7 +62,9 @@ def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
 
 async def _prepare(dsn: str, connection: Connection) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), *(said(str(number)) for number in range(EVENTS - 1)))
+    await log_writer.append(
+        agent_registered("alice"), *(message_sent(str(number)) for number in range(EVENTS - 1))
+    )
     await project(dsn)
 
 
@@ -137,4 +139,4 @@ async def test_replay_that_is_cancelled_at_any_page_ends_at_once(database: str) 
 
 
 async def _is_gone(connection: Connection, name: str) -> bool:
-    return not await backends(connection, name)
+    return not await backend_pids(connection, name)

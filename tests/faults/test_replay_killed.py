@@ -14,11 +14,11 @@ import pytest
 from eventstore.listener import Hints
 from projections.comparison import compare
 from projections.projector import Projector
-from tests.support.command import finished, squad_command
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import SCHEMA, backends, connected, running
+from tests.support.command import squad_command, squad_output
+from tests.support.components import SCHEMA, backend_pids, connected, running
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.signals import suspended
-from tests.support.tables import generation, one, project
+from tests.support.tables import fetch_value, generation, project
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -49,20 +49,20 @@ async def test_replay_killed_at_any_moment_leaves_the_tables_unchanged_or_replac
         for _ in range(KILLS):
             before = await generation(connection)
             async with squad_command(*arguments, cwd=tmp_path) as process:
-                await eventually(partial(backends, connection, "squad replay"), within_seconds=30)
+                await eventually(partial(backend_pids, connection, "squad replay"), within_seconds=30)
                 # At an arbitrary moment, on purpose.
                 await asyncio.wait([asyncio.create_task(process.wait())], timeout=random.uniform(0, 0.3))
                 if process.returncode is None:
                     process.kill()
             await eventually(partial(_is_gone, connection))
-            tampered = await one(
+            tampered = await fetch_value(
                 connection, "SELECT count(*) FROM squad_messages WHERE task_id = 'tampered'"
             )
             assert (await generation(connection), tampered) in ((before, MESSAGES), (before + 1, 0))
             untouched += tampered == MESSAGES
             await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
         assert untouched, "no replay was killed before it had finished"
-        printed = await finished(*arguments, cwd=tmp_path)
+        printed = await squad_output(*arguments, cwd=tmp_path)
     assert f"replayed {MESSAGES + 1:,} events" in printed
     assert await compare(database, SCHEMA) == []
 
@@ -75,7 +75,7 @@ async def test_replay_killed_during_the_swap_releases_its_locks_and_the_next_one
         log_writer = LogWriter(connection)
         projector = Projector(database, SCHEMA, Hints())
         async with running(projector.run()):
-            await log_writer.append(joined("alice"), said("one"))
+            await log_writer.append(agent_registered("alice"), message_sent("one"))
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_messages SET message = 'tampered'")
             before = await generation(connection)
@@ -87,11 +87,11 @@ async def test_replay_killed_during_the_swap_releases_its_locks_and_the_next_one
             await eventually(partial(_is_gone, connection))
             await holder.execute("COMMIT")
             assert await generation(connection) == before
-            assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
-            await log_writer.append(said("two"))
+            assert await fetch_value(connection, "SELECT message FROM squad_messages") == "tampered"
+            await log_writer.append(message_sent("two"))
             await eventually(partial(projected_to_head, database))
-            await finished(*arguments, cwd=tmp_path)
-            await log_writer.append(said("three"))
+            await squad_output(*arguments, cwd=tmp_path)
+            await log_writer.append(message_sent("three"))
             await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
@@ -102,7 +102,7 @@ async def test_replay_suspended_during_the_swap_blocks_the_projector_only_for_se
     async with connected(database) as connection, connected(database) as holder:
         log_writer = LogWriter(connection)
         async with running(Projector(database, SCHEMA, Hints()).run()):
-            await log_writer.append(joined("alice"), said("one"))
+            await log_writer.append(agent_registered("alice"), message_sent("one"))
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_messages SET message = 'tampered'")
             await _lock_the_messages(holder)
@@ -110,7 +110,7 @@ async def test_replay_suspended_during_the_swap_blocks_the_projector_only_for_se
                 await eventually(partial(_waits_in_the_swap, connection), within_seconds=30)
                 with suspended(psutil.Process(process.pid)):
                     await holder.execute("COMMIT")
-                    await log_writer.append(said("two"))
+                    await log_writer.append(message_sent("two"))
                     await eventually(
                         partial(projected_to_head, database),
                         within_seconds=RECOVERY_SECONDS,
@@ -118,7 +118,7 @@ async def test_replay_suspended_during_the_swap_blocks_the_projector_only_for_se
                 _, errors = await process.communicate()
             # It starts over by itself, or reports in one line that it could not.
             assert process.returncode == 0 or len(errors.splitlines()) == 1
-        await finished("replay", "--dsn", database, cwd=tmp_path)
+        await squad_output("replay", "--dsn", database, cwd=tmp_path)
     assert await compare(database, SCHEMA) == []
 
 
@@ -126,7 +126,7 @@ async def test_interrupted_replay_exits_and_leaves_the_tables_unchanged(
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection, connected(database) as holder:
-        await LogWriter(connection).append(joined("alice"), said("one"))
+        await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
         async with running(Projector(database, SCHEMA, Hints()).run()):
             await eventually(partial(projected_to_head, database))
         await connection.execute("UPDATE squad_messages SET message = 'tampered'")
@@ -137,14 +137,14 @@ async def test_interrupted_replay_exits_and_leaves_the_tables_unchanged(
             _, errors = await process.communicate()
         assert (process.returncode, errors.strip()) == (130, b"")
         await holder.execute("COMMIT")
-        assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
+        assert await fetch_value(connection, "SELECT message FROM squad_messages") == "tampered"
 
 
 async def _append_messages(connection: Connection) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"))
+    await log_writer.append(agent_registered("alice"))
     for _ in range(MESSAGES // 1_000):
-        await log_writer.append(*(said("x" * 100) for _ in range(1_000)))
+        await log_writer.append(*(message_sent("x" * 100) for _ in range(1_000)))
 
 
 async def _lock_the_messages(holder: Connection) -> None:
@@ -161,8 +161,8 @@ async def _waits_in_the_swap(connection: Connection) -> bool:
         WHERE a.application_name = 'squad replay' AND a.wait_event_type = 'Lock' AND l.granted
           AND l.relation = 'projections'::regclass AND l.mode = 'ShareRowExclusiveLock'
     """
-    return bool(await one(connection, query))
+    return bool(await fetch_value(connection, query))
 
 
 async def _is_gone(connection: Connection) -> bool:
-    return not await backends(connection, "squad replay")
+    return not await backend_pids(connection, "squad replay")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from tests.support.command import finished, squad
+from tests.support.command import squad, squad_output
 from tests.support.load import Load
 from tests.support.process import squad_up
 from tests.support.servers import Server, new_folder, read_until_log_replaced
@@ -39,8 +39,10 @@ async def test_clients_that_know_later_events_are_told_that_a_backup_was_restore
             await server.copy_to(backup)
             async with lost.running(clients=2):
                 await lost.wait_for_answers(ANSWERS)
-            await finished("checkpoint", "--new-key", str(key), cwd=tmp_path)
-            await finished("checkpoint", "--key", str(key), "--out", str(checkpoint), *dsn, cwd=tmp_path)
+            await squad_output("checkpoint", "--new-key", str(key), cwd=tmp_path)
+            await squad_output(
+                "checkpoint", "--key", str(key), "--out", str(checkpoint), *dsn, cwd=tmp_path
+            )
             newest = json.loads(checkpoint.read_text())["position"]
             async with session.get(f"/api/v1/events/stream?after={newest}") as stream:
                 await server.stop()
@@ -49,15 +51,15 @@ async def test_clients_that_know_later_events_are_told_that_a_backup_was_restore
                 async with asyncio.timeout(RECOVERY_SECONDS):
                     await read_until_log_replaced(stream)
             await eventually(service.is_ready, within_seconds=RECOVERY_SECONDS)
-            assert "the log was replaced" in service.story().lower()
+            assert "the log was replaced" in service.output().lower()
             async with session.get(f"/api/v1/events?after={newest}") as answer:
                 body = await answer.json()
                 assert (answer.status, body["code"]) == (504, "not_yet")
                 assert body["ends_at"] < newest
 
             events_command = await squad(tmp_path, "events", "--after", str(newest), *dsn)
-            assert "does not reach that far" in events_command.complaint()
-            await finished("verify", *dsn, cwd=tmp_path)
+            assert "does not reach that far" in events_command.error_line()
+            await squad_output("verify", *dsn, cwd=tmp_path)
             verification = await squad(tmp_path, "verify", "--checkpoint", str(checkpoint), *dsn)
             assert verification.code == 1
             [verdict] = [line for line in verification.output.splitlines() if str(checkpoint) in line]

@@ -15,16 +15,16 @@ from eventstore import codec, log
 from eventstore.events import AppendAbandoned, MessageSent
 from service.memory.squad import Squad
 from service.requests import OutcomeUnknown, Unavailable
-from tests.support.log import LogWriter, joined, texts, whole_log
-from tests.support.parts import (
+from tests.support.components import (
     connected,
     lock_is_free,
     message,
     running_listener,
     running_writer,
     submit,
-    terminate,
+    terminate_backends,
 )
+from tests.support.log import LogWriter, agent_registered, message_texts, whole_log
 from tests.support.proxy import Proxy
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -73,7 +73,7 @@ async def _assert_settled(writer: Writer, outcomes: Sequence[Outcome], database:
     """Fail unless the log has the batch once, at the acknowledged positions, and the writer continues."""
     await submit(writer, message("after"))
     events = await assert_log_is_sound(database)
-    assert texts(events) == ["before", "first", NEEDLE, "last", "after"]
+    assert message_texts(events) == ["before", "first", NEEDLE, "last", "after"]
     for outcome in outcomes:
         assert outcome.position is not None
         event = codec.decode(events[outcome.position - 1])
@@ -162,7 +162,7 @@ async def test_every_one_of_several_lost_commits_is_resolved(
         proxy.cut_before(f"doubt {number}".encode())
         await submit(writer, message(f"doubt {number}"))
     events = await assert_log_is_sound(database)
-    assert texts(events) == ["before", *(f"doubt {number}" for number in range(4))]
+    assert message_texts(events) == ["before", *(f"doubt {number}" for number in range(4))]
     assert _fence_count(events) == 4
 
 
@@ -177,7 +177,7 @@ async def test_lost_commit_needs_no_fence_when_another_process_has_appended_sinc
         await log.lock(connection)
         batch = asyncio.ensure_future(_submit_batch(writer))
         await held.happened.wait()
-        await log_writer.append(joined("somebody else"))
+        await log_writer.append(agent_registered("somebody else"))
         await connection.execute("COMMIT")
     outcomes = await batch
     await held.release()
@@ -198,7 +198,7 @@ async def test_caller_that_times_out_during_a_commit_gets_outcome_unknown(
         with pytest.raises(Unavailable):
             await submit(writer, message("never sent"), timeout_seconds=0.05)
     await submit(writer, message("after"))
-    assert texts(await assert_log_is_sound(database)) == ["before", "after"]
+    assert message_texts(await assert_log_is_sound(database)) == ["before", "after"]
 
 
 async def test_writer_that_waits_too_long_for_the_server_is_not_ready_until_it_answers(
@@ -212,7 +212,7 @@ async def test_writer_that_waits_too_long_for_the_server_is_not_ready_until_it_a
         await eventually(lambda: not writer.ready)
         assert not waiting.done()
     await waiting
-    assert texts(await assert_log_is_sound(database)) == ["before", "patient"]
+    assert message_texts(await assert_log_is_sound(database)) == ["before", "patient"]
 
 
 async def test_replaced_log_is_detected_and_read_again(writer: Writer, database: str) -> None:
@@ -225,10 +225,10 @@ async def test_replaced_log_is_detected_and_read_again(writer: Writer, database:
         await connection.execute("ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable")
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(joined("newcomer"), joined("latecomer"))
-        await terminate(connection, "squad writer")
+        await log_writer.append(agent_registered("newcomer"), agent_registered("latecomer"))
+        await terminate_backends(connection, "squad writer")
     await submit(writer, message("goes on"))
-    assert texts(await assert_log_is_sound(database)) == ["before", "goes on"]
+    assert message_texts(await assert_log_is_sound(database)) == ["before", "goes on"]
     assert "newcomer" in writer.squad.tables["squad_agents"]
 
 
@@ -238,7 +238,7 @@ async def test_truncated_log_is_detected_and_read_again(writer: Writer, database
         await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
         await connection.execute("DELETE FROM events WHERE position = (SELECT max(position) FROM events)")
     await submit(writer, message("goes on"))
-    assert texts(await assert_log_is_sound(database)) == ["before", "goes on"]
+    assert message_texts(await assert_log_is_sound(database)) == ["before", "goes on"]
 
 
 async def test_state_is_read_again_when_a_committed_batch_cannot_be_merged(
@@ -252,7 +252,7 @@ async def test_state_is_read_again_when_a_committed_batch_cannot_be_merged(
         patch.setattr(Squad, "merge", failing)
         await submit(writer, message("once"))
     await submit(writer, message("after"))
-    assert texts(await assert_log_is_sound(database)) == ["before", "once", "after"]
+    assert message_texts(await assert_log_is_sound(database)) == ["before", "once", "after"]
 
 
 def _has_reached(acknowledged: dict[int, str], goal: int) -> bool:
@@ -294,7 +294,7 @@ async def test_acknowledged_commands_are_in_the_log_when_backends_are_terminated
             await eventually(partial(_has_reached, acknowledged, goal))
             # At an arbitrary moment, on purpose.
             await asyncio.wait([calls], timeout=random.uniform(0.0, 0.05))
-            await eventually(lambda: terminate(connection, "squad writer"))
+            await eventually(lambda: terminate_backends(connection, "squad writer"))
         done.set()
         await calls
         await eventually(lambda: lock_is_free(connection))
@@ -305,7 +305,7 @@ async def test_acknowledged_commands_are_in_the_log_when_backends_are_terminated
         event = codec.decode(events[position - 1])
         assert isinstance(event, MessageSent)
         assert event.message == text
-    logged = Counter(texts(events))
+    logged = Counter(message_texts(events))
     assert max(logged.values()) == 1, "a message is in the log twice"
     assert (
         set(acknowledged.values())

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.agents import Agents, running_agents
-from tests.support.jobs import Member, running_member
-from tests.support.parts import connected, running_writer
+from tests.support.components import connected, running_writer
+from tests.support.jobs import JobProcess, running_job_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def agents() -> AsyncIterator[Agents]:
 
 
 @pytest.fixture
-async def member(database: str, agents: Agents) -> AsyncIterator[Member]:
+async def job_process(database: str, agents: Agents) -> AsyncIterator[JobProcess]:
     """A process that runs the squad's jobs on these agents."""
-    async with running_member(database, agents.url) as running:
+    async with running_job_process(database, agents.url) as running:
         yield running

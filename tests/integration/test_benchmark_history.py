@@ -8,7 +8,7 @@ from benchmarks.history import fill
 from eventstore.listener import Hints
 from projections.projector import Projector
 from service import commands as do
-from tests.support.parts import running, running_writer, submit
+from tests.support.components import running, running_writer, submit
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 

@@ -20,7 +20,7 @@ from tests.support.agents import (
     hangs_up,
     is_signed,
     running_agents,
-    stops_short,
+    truncates_answer,
 )
 from tests.support.wait import eventually
 
@@ -156,7 +156,7 @@ async def test_endless_answer_is_abandoned_on_timeout(agents: Agents, client: Ag
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await call(client)
-    await eventually(lambda: not agents.busy["/work"], describe="the call to the agent is closed")
+    await eventually(lambda: not agents.in_flight["/work"], describe="the call to the agent is closed")
 
 
 async def test_call_waits_for_a_slow_agent(agents: Agents, client: AgentClient) -> None:
@@ -171,7 +171,7 @@ async def test_reset_connection_is_returned_as_a_failed_reply(agents: Agents, cl
     assert "/work failed" in (reply.reason or "")
 
 
-@pytest.mark.parametrize("behaviour", [hangs_up(), stops_short()], ids=["no answer", "half an answer"])
+@pytest.mark.parametrize("behaviour", [hangs_up(), truncates_answer()], ids=["no answer", "half an answer"])
 async def test_interrupted_answer_leaves_nothing_in_memory(
     agents: Agents, client: AgentClient, behaviour: Behaviour
 ) -> None:

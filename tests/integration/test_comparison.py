@@ -27,10 +27,9 @@ from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from service import commands as do
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import (
+from tests.support.components import (
     SCHEMA,
-    backends,
+    backend_pids,
     connected,
     message,
     running,
@@ -38,9 +37,10 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.log import LogWriter, agent_registered, message_sent
 from tests.support.random_history import RandomHistory
+from tests.support.table_tampering import TABLES, Tampering
 from tests.support.tables import fill_all_tables, project
-from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("seed", range(3))
 async def test_tables_of_a_random_history_match_the_log(database: str, seed: int) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed).live(writer, 200)
+        await RandomHistory(seed).submit_commands(writer, 200)
     await project(database)
     assert await compare(database, SCHEMA) == []
 
@@ -181,7 +181,9 @@ async def test_first_bad_row_is_reported_with_the_number_of_bad_rows(
     database: str, connection: Connection
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), joined("bob"), joined("carol"), said("hello"))
+    await log_writer.append(
+        agent_registered("alice"), agent_registered("bob"), agent_registered("carol"), message_sent("hello")
+    )
     await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'boss' WHERE name IN ('bob', 'carol')")
     await connection.execute("DELETE FROM squad_agents WHERE name = 'alice'")
@@ -192,7 +194,7 @@ async def test_first_bad_row_is_reported_with_the_number_of_bad_rows(
 
 
 async def test_only_the_given_projections_are_compared(database: str, connection: Connection) -> None:
-    await LogWriter(connection).append(joined("alice"), said("hello"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("hello"))
     await project(database)
     await connection.execute("TRUNCATE squad_agents")
     assert await compare(database, SCHEMA, [messages]) == []
@@ -209,7 +211,7 @@ async def test_tables_are_compared_as_of_their_position_while_writes_continue(da
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
     ):
-        load = asyncio.gather(*(RandomHistory(seed).live_until(stop, writer) for seed in range(8)))
+        load = asyncio.gather(*(RandomHistory(seed).submit_until(stop, writer) for seed in range(8)))
         for _ in range(5):
             before = await log.head_position(connection)
             assert await compare(database, SCHEMA) == []
@@ -231,7 +233,7 @@ async def test_stopped_projection_is_reported_and_compared_up_to_where_it_stoppe
     database: str, connection: Connection
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("one"))
+    await log_writer.append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute(
         "UPDATE projections SET failed_position = 3, error = 'ArithmeticError: no' WHERE name = 'messages'"
@@ -245,7 +247,7 @@ async def test_stopped_projection_is_reported_and_compared_up_to_where_it_stoppe
 async def test_projection_folded_by_another_version_is_reported_and_not_compared(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute("TRUNCATE squad_messages")
     newer = replace(messages, fold_version=messages.fold_version + 1)
@@ -257,7 +259,7 @@ async def test_projection_folded_by_another_version_is_reported_and_not_compared
 async def test_projections_that_were_never_folded_are_reported(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"))
+    await LogWriter(connection).append(agent_registered("alice"))
     differences = await compare(database, SCHEMA)
     assert [(each.kind, each.projection) for each in differences] == [
         ("never folded", projection.name) for projection in PROJECTIONS
@@ -267,7 +269,7 @@ async def test_projections_that_were_never_folded_are_reported(
 async def test_projection_beyond_the_end_of_the_log_is_reported(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"))
+    await LogWriter(connection).append(agent_registered("alice"))
     await project(database)
     await connection.execute("UPDATE projections SET position = 9 WHERE name = 'agents'")
     [difference] = await compare(database, SCHEMA)
@@ -285,8 +287,8 @@ async def test_comparison_fails_with_type_version_and_position_of_an_unknown_eve
     database: str, connection: Connection, unknown: dict[str, Any], named: str
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("fine"))
-    await log_writer.append(joined("bob"), **unknown)
+    await log_writer.append(agent_registered("alice"), message_sent("fine"))
+    await log_writer.append(agent_registered("bob"), **unknown)
     async with running(Projector(database, SCHEMA, Hints()).run()):
         await eventually(partial(_have_all_stopped, connection))
     # Those that stopped before the event need not read it; those that claim to have applied it must.
@@ -306,7 +308,7 @@ async def test_comparison_fails_when_an_event_is_missing_from_the_log(
     database: str, connection: Connection
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("one"), said("two"))
+    await log_writer.append(agent_registered("alice"), message_sent("one"), message_sent("two"))
     await project(database)
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     await connection.execute("DELETE FROM events WHERE position = 2")
@@ -317,7 +319,9 @@ async def test_comparison_fails_when_an_event_is_missing_from_the_log(
 async def test_comparison_fails_when_an_event_contradicts_earlier_ones(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"), said("by nobody we know", agent="mallory"))
+    await LogWriter(connection).append(
+        agent_registered("alice"), message_sent("by nobody we know", agent="mallory")
+    )
     async with running(Projector(database, SCHEMA, Hints()).run()):
         await eventually(partial(_has_reached, connection, "messages", 2))
     await connection.execute("UPDATE projections SET position = 2, failed_position = NULL")
@@ -335,7 +339,7 @@ async def _has_reached(connection: Connection, name: str, position: int) -> bool
 async def test_comparison_fails_when_a_projection_is_set_back_meanwhile(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     await project(database)
     catch_up = comparison._catch_up
 
@@ -446,7 +450,7 @@ async def test_comparison_leaves_no_tables_or_connections_behind(
 
 
 async def _has_disconnected(connection: Connection) -> bool:
-    return not await backends(connection, "squad comparison")
+    return not await backend_pids(connection, "squad comparison")
 
 
 async def test_unreachable_database_is_reported(database: str) -> None:

@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 from eventstore.connection import closing_after, connect, pool
 from eventstore.queries import one_value
-from tests.support.parts import SCHEMA, connected
+from tests.support.components import SCHEMA, connected
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection

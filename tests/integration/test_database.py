@@ -14,10 +14,10 @@ from eventstore.errors import NotConnected
 from service.cli.target import Target, open_squad
 from service.database import StartFailed, check_same_log, resolve_command_dsn
 from service.settings import Settings
-from tests.support.command import finished, squad
-from tests.support.parts import SCHEMA, message, running_writer, submit
+from tests.support.command import squad, squad_output
+from tests.support.components import SCHEMA, message, running_writer, submit
 from tests.support.pooler import pooler
-from tests.support.process import refused_start
+from tests.support.process import failed_start_output
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -70,7 +70,7 @@ async def test_command_bypasses_a_pooler_when_it_has_a_direct_dsn(database: str)
 async def test_import_and_bench_bypass_a_pooler(database: str, empty_database: str, tmp_path: Path) -> None:
     await _record_events(database)
     file = str(tmp_path / "log.jsonl")
-    await finished("export", file, "--dsn", database, cwd=tmp_path)
+    await squad_output("export", file, "--dsn", database, cwd=tmp_path)
     async with pooler(empty_database) as proxy:
         environment = {"SQUAD_DSN": proxy.dsn, "SQUAD_LISTEN_DSN": empty_database}
         imported = await squad(tmp_path, "import", file, **environment)
@@ -133,4 +133,4 @@ async def test_every_server_that_was_tried_is_named_in_one_line(
 
 async def test_service_refuses_to_listen_to_another_log(database: str, other: str) -> None:
     await _record_events(database)
-    assert "leads to a different log" in await refused_start(dsn=database, SQUAD_LISTEN_DSN=other)
+    assert "leads to a different log" in await failed_start_output(dsn=database, SQUAD_LISTEN_DSN=other)

@@ -14,9 +14,9 @@ from service.decide import messages
 from service.requests import CommandFailed
 from service.writing import batch_size
 from service.writing.batch_size import AMORTIZED_COMMANDS
-from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
-from tests.support.log import LogWriter, joined, stored_log
-from tests.support.parts import connected, message, running_writer, submit
+from tests.support.components import connected, message, running_writer, submit
+from tests.support.erasure import assert_keys_existed_when_used, find_remains, stored_key_ids
+from tests.support.log import LogWriter, agent_registered, stored_log
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
@@ -140,7 +140,7 @@ async def test_commands_are_decided_again_when_another_process_appends_first(
             await eventually(lambda: decided_ahead(writer) == 2)
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
-            await log_writer.append(joined("carol"))
+            await log_writer.append(agent_registered("carol"))
         assert [task.result().refusal for task in above] == [None, None]
         assert decided_ahead(writer) == 0
     await assert_log_is_sound(database)
@@ -237,8 +237,8 @@ class TestEncrypted:
                 # More than the keys that were created in advance.
                 add(*(message(str(number)) for number in range(AMORTIZED_COMMANDS)))
                 await eventually(lambda: decided_ahead(writer) == AMORTIZED_COMMANDS)
-            assert await assert_keys_were_used_in_time(database) == AMORTIZED_COMMANDS + 1
-        assert await remains(database, ["below"]) == []
+            assert await assert_keys_existed_when_used(database) == AMORTIZED_COMMANDS + 1
+        assert await find_remains(database, ["below"]) == []
 
     async def test_cached_key_of_a_sender_is_used(self, database: str, gate: Gate) -> None:
         async with running_writer(database, encrypt=True) as writer:
@@ -247,7 +247,7 @@ class TestEncrypted:
                 [update] = add(do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"}))
                 await eventually(lambda: decided_ahead(writer) == 1)
             assert (await update).refusal is None
-            assert await assert_keys_were_used_in_time(database) == 3
+            assert await assert_keys_existed_when_used(database) == 3
 
     async def test_command_that_needs_an_uncached_key_is_not_decided_ahead(
         self, database: str, gate: Gate
@@ -260,7 +260,7 @@ class TestEncrypted:
                 first, second = add(message("ahead"), update)
                 await eventually(lambda: decided_ahead(writer) == 1)
             assert [(await task).refusal for task in (first, second)] == [None, None]
-            assert await assert_keys_were_used_in_time(database) == 3
+            assert await assert_keys_existed_when_used(database) == 3
 
     async def test_nothing_is_decided_on_top_of_a_batch_that_destroys_a_key(
         self, database: str, gate: Gate
@@ -277,10 +277,10 @@ class TestEncrypted:
                     await asyncio.sleep(0)
                 assert decided_ahead(writer) == 0
             assert (await update).refusal is None
-            assert await assert_keys_were_used_in_time(database) == 2
+            assert await assert_keys_existed_when_used(database) == 2
             [_, sealed] = [row for row in await raw_log(database) if sealing.key_of(row)]
             async with connected(database) as connection:
-                assert sealing.key_of(sealed) in await keys_there(connection)
+                assert sealing.key_of(sealed) in await stored_key_ids(connection)
 
 
 def mail(gmail_message_id: str, from_email: str) -> do.LogEmail:

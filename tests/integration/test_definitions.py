@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, LiteralString
 import pytest
 
 from eventstore import guards, schema
-from tests.support.forging import some_history
-from tests.support.log import LogWriter, said
-from tests.support.parts import SCHEMA, connected
+from tests.support.components import SCHEMA, connected
+from tests.support.log import LogWriter, message_sent
+from tests.support.log_tampering import append_sample_history
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
@@ -163,7 +163,7 @@ def _wrong_function(name: str) -> str:
 async def test_changed_definition_is_found(
     connection: Connection, change: LiteralString, problem: str
 ) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     await connection.execute(change)
     assert await guards.missing_guards(connection) == [problem]
 
@@ -204,5 +204,5 @@ async def test_owners_additions_to_a_read_table_are_accepted(connection: Connect
     )
     await connection.execute("CREATE FUNCTION ours() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
     log_writer = LogWriter(connection)
-    await log_writer.append(said("still appended"))
+    await log_writer.append(message_sent("still appended"))
     assert await guards.missing_guards(connection) == []

@@ -23,7 +23,7 @@ from service.embedded import EmbeddedPostgres, EmbeddedPostgresError, programs, 
 from service.embedded.cluster import Cluster
 from service.embedded.errors import one_line_errors
 from service.embedded.programs import grant_access
-from tests.support.postgres import run_apart
+from tests.support.postgres import run_in_thread
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ def test_temporary_folder_made_traversable_is_not_logged(caplog: pytest.LogCaptu
 
 def test_server_can_be_stopped_from_another_event_loop(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
-    dsn = run_apart(server.start())
+    dsn = run_in_thread(server.start())
     assert query(dsn, "SELECT 1") == 1
-    run_apart(server.stop())
+    run_in_thread(server.stop())
     assert postmaster_pid(folder) is None

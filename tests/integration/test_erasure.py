@@ -22,9 +22,7 @@ from service.history.restore import restore
 from service.job_spec import JobSpec
 from service.requests import CommandFailed
 from service.writing import sealer
-from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
-from tests.support.log import LogWriter, said, stored_log, whole_log
-from tests.support.parts import (
+from tests.support.components import (
     connected,
     lock_is_awaited,
     message,
@@ -33,6 +31,13 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.erasure import (
+    all_rows_as_text,
+    assert_keys_existed_when_used,
+    find_remains,
+    stored_key_ids,
+)
+from tests.support.log import LogWriter, message_sent, stored_log, whole_log
 from tests.support.roles import new_roles
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -78,9 +83,9 @@ class TestOneWriter:
         email = await submit(writer, log_email(), key="k-1", fingerprint="f")
         await submit(writer, do.UpdateEmail(email_id=email.reply["id"], payload={"text": "so very angry"}))
         await submit(writer, do.SendMessage(from_agent="ada", message="a private word"), key="k-2")
-        assert await remains(database, PERSONAL) == []
+        assert await find_remains(database, PERSONAL) == []
         await project(database)
-        assert set(await remains(database, PERSONAL)) == {*PERSONAL} - {"call 030-1234"}
+        assert set(await find_remains(database, PERSONAL)) == {*PERSONAL} - {"call 030-1234"}
         assert await assert_tables_equal_fold(database) > 2
         await assert_log_is_sound(database)
 
@@ -94,8 +99,8 @@ class TestOneWriter:
         for subject in (ADDRESS, message_id):
             await submit(writer, do.ForgetSubject(subject=subject))
         await project(database)
-        assert await remains(database, PERSONAL) == []
-        assert digest_of(ADDRESS) not in await everything(database)
+        assert await find_remains(database, PERSONAL) == []
+        assert digest_of(ADDRESS) not in await all_rows_as_text(database)
         assert await assert_tables_equal_fold(database) > 2
         await assert_log_is_sound(database)
 
@@ -123,7 +128,7 @@ class TestOneWriter:
             update = do.UpdateEmail(email_id=email_id, payload={"text": "in plain"})
             await submit(plain, update)
             await submit(plain, do.ForgetSubject(subject=ADDRESS))
-        assert await remains(database, [*PERSONAL, "in plain"]) == ["in plain"]
+        assert await find_remains(database, [*PERSONAL, "in plain"]) == ["in plain"]
 
     async def test_emails_of_a_sender_share_one_key(self, writer: Writer, connection: Connection) -> None:
         await asyncio.gather(*(submit(writer, log_email(number)) for number in range(20)))
@@ -140,7 +145,7 @@ class TestOneWriter:
             await submit(writer, message(str(number)))
         rows = [row for row in await stored_log(connection) if row.type == MessageSent.type]
         used = {sealing.key_of(row) for row in rows}
-        there = await keys_there(connection)
+        there = await stored_key_ids(connection)
         assert len(used) == 200
         assert used <= there
         assert len(there) < 200 + 2 * 64
@@ -157,8 +162,8 @@ class TestOneWriter:
         run = (await submit(writer, command)).reply["id"]
         end = do.EndAttempt(run_id=run, runner="p", attempt=1, succeeded=True, report="a private word")
         await submit(writer, end)
-        assert await assert_keys_were_used_in_time(database) == 1
-        assert await remains(database, ["a private word"]) == []
+        assert await assert_keys_existed_when_used(database) == 1
+        assert await find_remains(database, ["a private word"]) == []
 
     @pytest.mark.parametrize("contended", [False, True], ids=["one round trip", "under the lock"])
     async def test_keys_of_a_batch_that_was_not_appended_are_not_used(
@@ -170,7 +175,7 @@ class TestOneWriter:
             await submit(writer, unstorable)
         writer._appender.contended = contended
         await submit(writer, log_email(2))
-        assert await assert_keys_were_used_in_time(database) == 1
+        assert await assert_keys_existed_when_used(database) == 1
 
     async def test_erasure_is_a_batch_of_its_own_among_commands_that_await_the_lock(
         self, writer: Writer, database: str, connection: Connection
@@ -199,7 +204,7 @@ class TestOneWriter:
         assert times[forgotten - 2] < times[forgotten - 1] < times[forgotten]
         assert times[forgotten - 2] == times[forgotten - 3]
         await project(database)
-        assert await assert_keys_were_used_in_time(database) == 4
+        assert await assert_keys_existed_when_used(database) == 4
 
     async def test_one_command_erases_more_emails_than_fit_in_one_event(
         self, writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
@@ -210,7 +215,7 @@ class TestOneWriter:
         outcome = await submit(writer, do.ForgetSubject(subject=ADDRESS))
         assert outcome.reply["emails"] == 100
         await project(database)
-        assert await remains(database, PERSONAL) == []
+        assert await find_remains(database, PERSONAL) == []
         assert await assert_tables_equal_fold(database) > 100
 
     async def test_keyring_holds_the_keys_that_were_just_used(
@@ -266,7 +271,7 @@ class TestSeveralWriters:
             await submit(other, log_email(3, subject="And again"))
         first, second, third = await email_key_ids(connection)
         assert first != second == third
-        await assert_keys_were_used_in_time(database)
+        await assert_keys_existed_when_used(database)
         readable = [codec.decode(row) for row in await whole_log(connection)]
         shown = [event.subject for event in readable if isinstance(event, EmailReceived)]
         assert shown == [None, "Again", "And again"]
@@ -301,9 +306,9 @@ class TestSeveralWriters:
             await forgetting
             await submit(other, do.ForgetSubject(subject=ADDRESS))
         assert forgotten > 5
-        assert await assert_keys_were_used_in_time(database) >= 240
+        assert await assert_keys_existed_when_used(database) >= 240
         await project(database)
-        assert await remains(database, PERSONAL) == []
+        assert await find_remains(database, PERSONAL) == []
         await assert_tables_equal_fold(database)
         await assert_log_is_sound(database)
 
@@ -337,9 +342,9 @@ class TestErasure:
         await log_writer.catch_up()
         await connection.execute("BEGIN")
         await log_writer.append(SubjectForgotten(key_id=key_id, emails=[], messages=[], in_plain=0))
-        assert key_id not in await keys_there(connection)
+        assert key_id not in await stored_key_ids(connection)
         await connection.execute("ROLLBACK")
-        assert key_id in await keys_there(connection)
+        assert key_id in await stored_key_ids(connection)
 
     async def test_erasure_deletes_snapshots(self, writer: Writer, connection: Connection) -> None:
         await submit(writer, log_email())
@@ -369,14 +374,14 @@ class TestErasure:
         self, writer: Writer, database: str, connection: Connection
     ) -> None:
         await submit(writer, log_email())
-        [key] = await keys_there(connection)
+        [key] = await stored_key_ids(connection)
         await connection.execute(
             "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET session_replication_role = replica',"
             " current_database()); END $$"
         )
         async with running_writer(database, encrypt=True) as another:
             await submit(another, do.ForgetSubject(subject=ADDRESS))
-        assert key not in await keys_there(connection)
+        assert key not in await stored_key_ids(connection)
 
     async def test_erasure_fails_when_row_level_security_is_forced_on_the_owner(
         self, postgres: PostgresServer
@@ -449,7 +454,7 @@ class TestErasure:
         await keys.import_keys(connection, [key for key in backup if key.subject])
         rows = await stored_log(connection)
         destroyed = {codec.decode(row).key_id for row in rows if row.type == SubjectForgotten.type}  # type: ignore[union-attr]
-        assert destroyed & await keys_there(connection)
+        assert destroyed & await stored_key_ids(connection)
 
 
 class TestKeyTransfer:
@@ -544,7 +549,7 @@ class TestTraces:
             gone = (await submit(writer, message("m"))).reply["id"]
             position = (await submit(writer, do.ForgetSubject(subject=gone.upper()))).position
         assert (await traces.find(connection, in_plain)).in_plain
-        assert (await traces.find(connection, sealed)).key_id in await keys_there(connection)
+        assert (await traces.find(connection, sealed)).key_id in await stored_key_ids(connection)
         assert await traces.find(connection, gone) == Trace(message=gone, forgotten_at=position)
 
 
@@ -563,5 +568,5 @@ async def test_projector_stops_at_an_event_that_cannot_be_decrypted(
 
 async def test_unencrypted_events_are_revealed_unchanged(connection: Connection) -> None:
     log_writer = LogWriter(connection)
-    rows = await log_writer.append(said("in plain"))
+    rows = await log_writer.append(message_sent("in plain"))
     assert await sealing.reveal(connection, rows) == rows

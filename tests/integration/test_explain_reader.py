@@ -20,17 +20,17 @@ from service.explain import explain
 from service.explain.reader import PostgresLogQueries
 from service.requests import Request
 from tests.support.agents import answers
+from tests.support.components import connected, running_writer, submit
 from tests.support.jobs import define
 from tests.support.list_log_queries import ListLogQueries
 from tests.support.log import LogWriter, new_id, whole_log
-from tests.support.parts import connected, running_writer, submit
 from tests.support.random_history import RandomHistory
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from tests.support.agents import Agents
-    from tests.support.jobs import Member
+    from tests.support.jobs import JobProcess
 
 
 async def _assert_same_explanations(dsn: str, every: int = 1) -> list[Recorded]:
@@ -45,7 +45,7 @@ async def _assert_same_explanations(dsn: str, every: int = 1) -> list[Recorded]:
 
 async def test_random_history_is_explained_from_postgres_as_from_a_list(database: str) -> None:
     async with running_writer(database, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
-        await RandomHistory(seed=7).live(writer, 400)
+        await RandomHistory(seed=7).submit_commands(writer, 400)
         await submit(writer, do.SetBudget(agent_limits={"alice": 10}))
         for agent in ("alice", "bob"):
             refused = await submit(writer, do.ReserveTokens(agent=agent, tokens=20_000))
@@ -82,15 +82,15 @@ async def test_tokens_reserved_the_day_before_do_not_count_on_the_next_day(datab
 
 
 async def test_events_of_a_run_are_traced_back_to_its_tick(
-    database: str, agents: Agents, member: Member
+    database: str, agents: Agents, job_process: JobProcess
 ) -> None:
     agents.on("/poll", answers({"tokens_used": 40}))
-    await define(member, "poll", every="1s", tokens=100)
-    (started,) = await eventually(lambda: member.told(RunStarted)[:1])
-    await member.finished(started.run_id)
+    await define(job_process, "poll", every="1s", tokens=100)
+    (started,) = await eventually(lambda: job_process.find_events(RunStarted)[:1])
+    await job_process.wait_for_run(started.run_id)
     # The agent passes the run's id on with what it writes during the run.
     wrote = do.SendMessage(from_agent="worker", message="three e-mails")
-    await member.writer.submit(Request(wrote, "agent:worker", agents.calls[0].payload["run_id"]))
+    await job_process.writer.submit(Request(wrote, "agent:worker", agents.calls[0].payload["run_id"]))
     async with connected(database) as connection:
         log = await whole_log(connection)
         of_run = [recorded for recorded in log if recorded.correlation_id == started.run_id]
@@ -102,7 +102,7 @@ async def test_events_of_a_run_are_traced_back_to_its_tick(
             assert found.origin.kind == "run"
             facts = found.origin.facts
             assert (facts["job"], facts["run_id"], facts["tick"]) == ("poll", started.run_id, started.tick)
-            assert (facts["attempt"], facts["runner"]) == (1, member.scheduler.runner)
+            assert (facts["attempt"], facts["runner"]) == (1, job_process.scheduler.runner)
         assert found
         assert found.origin.reasons[-1].sentence == "During the run, worker requested this over HTTP."
 

@@ -11,8 +11,8 @@ from eventstore import log
 from eventstore.errors import ImportRefused
 from eventstore.transfer import export_log, import_log
 from projections.filling import fill
-from tests.support.forging import EVENTS, some_history
-from tests.support.parts import connected
+from tests.support.components import connected
+from tests.support.log_tampering import EVENTS, append_sample_history
 from tests.support.verify import assert_tables_equal_fold
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
+def second_database(postgres: PostgresServer, _template: str) -> Iterator[str]:
     """The DSN of another database with an empty squad."""
     with postgres.new_database(template=_template) as dsn:
         yield dsn
@@ -33,7 +33,7 @@ async def _lines(dsn: str) -> list[bytes]:
     """Return an export of twelve events: the header, and a line for each."""
     lines: list[bytes] = []
     async with connected(dsn) as connection:
-        await some_history(connection)
+        await append_sample_history(connection)
         await export_log(connection, lines.append)
     return lines
 
@@ -49,21 +49,23 @@ async def _import(connection: Connection, lines: list[bytes], progress: list[int
     )
 
 
-async def test_tables_are_filled_together_with_the_imported_log(database: str, new_squad: str) -> None:
+async def test_tables_are_filled_together_with_the_imported_log(
+    database: str, second_database: str
+) -> None:
     progress: list[int] = []
-    async with connected(new_squad) as connection:
+    async with connected(second_database) as connection:
         await _import(connection, await _lines(database), progress)
         rows = await (await connection.execute("SELECT DISTINCT position FROM projections")).fetchall()
         assert rows == [(EVENTS,)]
-    assert await assert_tables_equal_fold(new_squad) > EVENTS // 2
+    assert await assert_tables_equal_fold(second_database) > EVENTS // 2
     assert progress[-2:] == [EVENTS, EVENTS]
 
 
 async def test_import_reports_the_event_that_a_table_rejects_and_stores_nothing(
-    database: str, new_squad: str
+    database: str, second_database: str
 ) -> None:
     lines = await _lines(database)
-    async with connected(new_squad) as connection:
+    async with connected(second_database) as connection:
         await connection.execute("ALTER TABLE squad_messages ADD CHECK (message <> 'message 6')")
         with pytest.raises(ImportRefused, match=r"line 7: the tables cannot apply it: .*squad_messages"):
             await _import(connection, lines, [])

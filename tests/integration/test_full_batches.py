@@ -11,7 +11,7 @@ import pytest
 
 from eventstore import log
 from service.requests import Request
-from tests.support.parts import connected, message, running_writer
+from tests.support.components import connected, message, running_writer
 from tests.support.random_history import RandomHistory
 from tests.support.tables import project
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold
@@ -98,7 +98,9 @@ async def test_nothing_is_lost_or_duplicated_when_each_command_fills_a_batch(
     monkeypatch.setattr("service.writing.batch.MAX_BATCH_BYTES", 1)
     async with AsyncExitStack() as stack:
         active = [await stack.enter_async_context(running_writer(database)) for _ in range(writers)]
-        await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed, writer in enumerate(active)))
+        await asyncio.gather(
+            *(RandomHistory(seed).submit_commands(writer, 60) for seed, writer in enumerate(active))
+        )
         results = await asyncio.gather(*(_submit_together(writer, range(COMMANDS)) for writer in active))
     for positions in results:
         assert positions == sorted(positions)

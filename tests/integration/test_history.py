@@ -22,9 +22,9 @@ from service.history.folding import BeyondTheLog, TookTooLong, load_open, snapsh
 from service.history.time_travel import check_snapshots, squad_at, state_at
 from service.memory.draft import Draft
 from service.memory.squad import Squad
-from tests.support.forging import unguarded
-from tests.support.log import LogWriter, joined, said, whole_log
-from tests.support.parts import connected, message, running_writer, submit
+from tests.support.components import connected, message, running_writer, submit
+from tests.support.log import LogWriter, agent_registered, message_sent, whole_log
+from tests.support.log_tampering import triggers_disabled
 from tests.support.random_history import RandomHistory
 from tests.support.squads import contents
 from tests.support.wait import eventually
@@ -115,7 +115,7 @@ async def test_state_is_what_two_processes_had_in_memory(database: str, connecti
         history = RandomHistory(seed=21)
         for turn in range(400):
             command = history.next()
-            history.adjust(command, await submit((one, other)[turn % 2], command))
+            history.note_outcome(command, await submit((one, other)[turn % 2], command))
     # What the other process reopened must be read before it can be compared.
     assert any(squad.absent for squad in states)
     for squad in states:
@@ -179,7 +179,7 @@ async def test_state_before_the_first_event_is_empty(connection: Connection) -> 
     assert contents(await state_at(connection, 0)) == contents(Squad())
     then = await squad_at(connection, None)
     assert (contents(then.squad), then.moment) == (contents(Squad()), None)
-    await LogWriter(connection).append(said("hello"), type="no_such_type")
+    await LogWriter(connection).append(message_sent("hello"), type="no_such_type")
     assert contents(await state_at(connection, 0)) == contents(Squad())
 
 
@@ -201,8 +201,10 @@ async def test_first_missing_position_is_reported(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
 ) -> None:
     monkeypatch.setattr(folding, "PAGE_EVENTS", 5)
-    await LogWriter(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 36)))
-    async with unguarded(connection):
+    await LogWriter(connection).append(
+        agent_registered("alice"), *(message_sent(f"the {n}th") for n in range(2, 36))
+    )
+    async with triggers_disabled(connection):
         await connection.execute("DELETE FROM events WHERE position BETWEEN %s AND %s", (first, last))
     with pytest.raises(StoreUnavailable, match=f"position {first} is missing"):
         await state_at(connection, 35)
@@ -213,7 +215,7 @@ async def test_state_at_a_time_is_after_the_last_event_recorded_by_then(
     database: str, connection: Connection
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=22).live(writer, 60)
+        await RandomHistory(seed=22).submit_commands(writer, 60)
     events = await whole_log(connection)
     microsecond = timedelta(microseconds=1)
     for recorded in events[:: len(events) // 12]:
@@ -266,7 +268,7 @@ async def test_fold_that_timed_out_resumes_where_it_stopped(connection: Connecti
 
 async def test_state_after_a_missing_event_is_not_returned(database: str, connection: Connection) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=23).live(writer, 20)
+        await RandomHistory(seed=23).submit_commands(writer, 20)
     await connection.execute("SET session_replication_role = replica")
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     await connection.execute("DELETE FROM events WHERE position = 7")
@@ -277,7 +279,7 @@ async def test_state_after_a_missing_event_is_not_returned(database: str, connec
 
 async def test_event_of_unknown_type_is_not_skipped(connection: Connection) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(said("hello"), type="no_such_type")
+    await log_writer.append(message_sent("hello"), type="no_such_type")
     with pytest.raises(LogNotUnderstood):
         await state_at(connection, 1)
 

@@ -10,8 +10,8 @@ import pytest
 from eventstore import listener as listening
 from eventstore.listener import Hints, Listener, wait_for_hint
 from eventstore.queries import one_value
-from tests.support.log import LogWriter, said
-from tests.support.parts import connected, running, running_listener, terminate
+from tests.support.components import connected, running, running_listener, terminate_backends
+from tests.support.log import LogWriter, message_sent
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ async def _notify(connection: Connection, channel: str, payload: str) -> None:
 async def test_listener_learns_of_events_and_their_position(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         waiter = listener.events.waiter()
-        await LogWriter(connection).append(said("one"), said("two"))
+        await LogWriter(connection).append(message_sent("one"), message_sent("two"))
         await asyncio.wait_for(waiter.wait(), 1)
         assert listener.events.position == 2
 
@@ -80,7 +80,7 @@ async def test_no_hint_is_lost_between_heartbeats(database: str) -> None:
 async def test_reconnecting_wakes_all_waiters(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         events, projections = listener.events.waiter(), listener.projections.waiter()
-        assert await terminate(connection, "squad listener") == 1
+        assert await terminate_backends(connection, "squad listener") == 1
         await asyncio.wait_for(asyncio.gather(events.wait(), projections.wait()), 2)
         await eventually(lambda: listener.hearing)
         assert listener.reconnects == 1
@@ -100,7 +100,7 @@ async def test_connection_that_is_open_but_deaf_is_detected_and_replaced(
         assert (listener.problem or "").endswith("the listener's own heartbeat did not come back")
         monkeypatch.undo()
         await eventually(lambda: listener.hearing)
-        await LogWriter(connection).append(said("heard again"))
+        await LogWriter(connection).append(message_sent("heard again"))
         await eventually(lambda: listener.events.position == 1)
 
 

@@ -10,7 +10,7 @@ import pytest
 from eventstore import log, lookup
 from eventstore.lookup import Filter, StreamExcerpt
 from eventstore.recorded import EMPTY_LOG, Head
-from tests.support.log import LogWriter, joined, new_id, said, texts
+from tests.support.log import LogWriter, agent_registered, message_sent, message_texts, new_id
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,11 +33,13 @@ async def stored(connection: Connection, start: datetime) -> list[Recorded]:
     """Positions 1 to 6; 3 and 4 have the same time."""
     log_writer = LogWriter(connection)
     return [
-        *await log_writer.append(joined("alice"), at=start),
-        *await log_writer.append(said("two"), at=start + SECOND),
-        *await log_writer.append(joined("bob"), said("four", agent="bob"), at=start + 2 * SECOND),
-        *await log_writer.append(said("five"), at=start + 3 * SECOND),
-        *await log_writer.append(said("six", agent="bob"), at=start + 4 * SECOND),
+        *await log_writer.append(agent_registered("alice"), at=start),
+        *await log_writer.append(message_sent("two"), at=start + SECOND),
+        *await log_writer.append(
+            agent_registered("bob"), message_sent("four", agent="bob"), at=start + 2 * SECOND
+        ),
+        *await log_writer.append(message_sent("five"), at=start + 3 * SECOND),
+        *await log_writer.append(message_sent("six", agent="bob"), at=start + 4 * SECOND),
     ]
 
 
@@ -84,7 +86,9 @@ async def _append_stream(log_writer: LogWriter, stream: str, *events: tuple[str,
     """Append a stream of events of these types, each by its agent."""
     for version, (type_, agent) in enumerate(events, 1):
         data = f'{{"agent": "{agent}"}}'
-        await log_writer.append(joined("x"), stream=stream, version=version, type=type_, data=data)
+        await log_writer.append(
+            agent_registered("x"), stream=stream, version=version, type=type_, data=data
+        )
 
 
 async def test_excerpt_of_a_long_stream_has_both_ends_and_what_an_agent_did_in_between(
@@ -123,7 +127,7 @@ async def test_excerpt_of_a_long_stream_has_both_ends_and_what_an_agent_did_in_b
 async def test_stream_is_read_from_either_end_and_between_positions(connection: Connection) -> None:
     log_writer = LogWriter(connection)
     await _append_stream(log_writer, "one", ("a", "x"), ("b", "x"), ("a", "x"), ("b", "x"), ("a", "x"))
-    await log_writer.append(said("elsewhere"))
+    await log_writer.append(message_sent("elsewhere"))
 
     async def read(*types: str, **bounds: Any) -> list[int]:
         found = await lookup.read_stream(connection, "one", types, **{"limit": 9, **bounds})
@@ -215,8 +219,10 @@ async def test_ids_are_found_with_their_positions(connection: Connection, stored
 
 async def test_versions_are_those_as_of_the_requested_position(connection: Connection) -> None:
     log_writer = LogWriter(connection)
-    message = said("once")
-    await log_writer.append(joined("alice"), joined("alice"), message, joined("alice"))
+    message = message_sent("once")
+    await log_writer.append(
+        agent_registered("alice"), agent_registered("alice"), message, agent_registered("alice")
+    )
     streams = ["agent-alice", message.stream, "agent-nobody"]
     assert await lookup.versions(connection, streams, upto=2) == {"agent-alice": 2}
     assert await lookup.versions(connection, streams, upto=4) == {"agent-alice": 3, message.stream: 1}
@@ -227,8 +233,8 @@ async def test_long_log_is_read_in_pages_of_the_default_size(connection: Connect
     for _ in range(3):
         # Small batches, as the database accepts only those decided within the last second.
         for start in range(0, 2_500, 250):
-            await log_writer.append(*(said(str(number)) for number in range(start, start + 250)))
+            await log_writer.append(*(message_sent(str(number)) for number in range(start, start + 250)))
     first = await log.read_after(connection, 0)
     rest = await log.read_after(connection, first[-1].position)
     assert (len(first), len(rest)) == (log.PAGE_EVENTS, 2_500)
-    assert texts(rest) == [str(number) for number in range(2_500)]
+    assert message_texts(rest) == [str(number) for number in range(2_500)]

@@ -19,9 +19,9 @@ from service.memory.draft import Draft
 from service.memory.squad import Squad
 from service.requests import Request, Ticket
 from service.writing.batch import decide_batch
-from tests.support.jobs import running_member
+from tests.support.components import connected, running, running_listener, submit
+from tests.support.jobs import running_job_process
 from tests.support.log import LogWriter, new_id
-from tests.support.parts import connected, running, running_listener, submit
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -111,15 +111,15 @@ async def test_old_log_is_folded_into_tables_and_state_and_can_be_continued(data
     async with (
         running_listener(database) as listener,
         running(Projector(database, "squad", listener.events).run()),
-        running_member(database) as member,
+        running_job_process(database) as job_process,
     ):
-        squad = member.writer.squad
+        squad = job_process.writer.squad
         [kept] = squad.all(JOBS)
         assert (kept.name, kept.resources) == ("kept", None)
         # The old event does not say who removed the other job, so its default brings it back, as then.
-        assert (await submit(member.writer, define("removed"))).refusal is None
+        assert (await submit(job_process.writer, define("removed"))).refusal is None
         assert {row.name for row in squad.all(JOBS)} == {"kept", "removed"}
-        [ended] = member.told(RunFinished)
+        [ended] = job_process.find_events(RunFinished)
         assert ended.answered
         await eventually(partial(projected_to_head, database))
     await assert_log_is_sound(database)

@@ -14,8 +14,8 @@ from eventstore import log, lookup, page_size, pages
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.pages import FOLD_INPUT, FULL_EVENT, scan
 from eventstore.recorded import FoldInput
-from tests.support.log import LogWriter, joined, said, stored_log
-from tests.support.parts import connected
+from tests.support.components import connected
+from tests.support.log import LogWriter, agent_registered, message_sent, stored_log
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ EVENTS = 23
 
 @pytest.fixture
 async def stored(connection: Connection) -> list[Recorded]:
-    await LogWriter(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, EVENTS + 1)))
+    await LogWriter(connection).append(
+        agent_registered("alice"), *(message_sent(f"the {n}th") for n in range(2, EVENTS + 1))
+    )
     return await stored_log(connection)
 
 

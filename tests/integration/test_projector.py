@@ -19,8 +19,8 @@ from projections import PROJECTIONS, projector, row_cache
 from projections.messages import messages
 from projections.projector import Projector
 from service import commands as do
-from tests.support.log import LogWriter, joined, new_id, said
-from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.components import connected, message, running, running_listener, running_writer, submit
+from tests.support.log import LogWriter, agent_registered, message_sent, new_id
 from tests.support.random_history import RandomHistory
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -54,10 +54,10 @@ async def test_value_too_large_for_an_index_stops_only_its_projection(
     database: str, connection: Connection
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"))
+    await log_writer.append(agent_registered("alice"))
     # Random, so that compression does not make it short enough.
-    await log_writer.append(structs.replace(said("hello"), to_agent=token_hex(4_000)))
-    await log_writer.append(said("hello again"))
+    await log_writer.append(structs.replace(message_sent("hello"), to_agent=token_hex(4_000)))
+    await log_writer.append(message_sent("hello again"))
     active = Projector(database, "squad", Hints())
     async with running(active.run()):
         await eventually(lambda: "messages" in active.failed)
@@ -82,7 +82,7 @@ async def test_projector_pauses_after_a_page_for_as_long_as_the_process_was_busy
     monkeypatch.setattr(projector, "thread_time", lambda: next(busy))
     monkeypatch.setattr(asyncio, "sleep", recording_sleep)
     async with running(Projector(database, "squad", Hints()).run()):
-        await LogWriter(connection).append(joined("alice"))
+        await LogWriter(connection).append(agent_registered("alice"))
         await eventually(lambda: 0.00125 in pauses)
 
 
@@ -92,14 +92,14 @@ async def test_tables_equal_the_fold_of_the_log(database: str) -> None:
         running(Projector(database, "squad", listener.events).run()),
         running_writer(database, hints=listener.events) as writer,
     ):
-        await RandomHistory(seed=1).live(writer, 400)
+        await RandomHistory(seed=1).submit_commands(writer, 400)
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
 
 
 async def test_existing_log_is_folded_page_by_page(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=2).live(writer, 300)
+        await RandomHistory(seed=2).submit_commands(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
@@ -112,7 +112,7 @@ async def test_rows_evicted_from_the_cache_are_read_again(
 ) -> None:
     monkeypatch.setattr(row_cache, limit, value)
     async with running_writer(database) as writer:
-        await RandomHistory(seed=3).live(writer, 300)
+        await RandomHistory(seed=3).submit_commands(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 5)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
@@ -149,7 +149,7 @@ async def test_projector_polls_when_no_hint_comes(database: str, connection: Con
     deaf = Projector(database, "squad", Hints())
     async with running(deaf.run()):
         await eventually(lambda: deaf.active)
-        await LogWriter(connection).append(joined("alice"))
+        await LogWriter(connection).append(agent_registered("alice"))
         await eventually(lambda: deaf.positions["agents"] == 1)
 
 
@@ -160,7 +160,7 @@ async def test_projector_notifies_readers_of_the_position_it_has_reached(
         active = Projector(database, "squad", listener.events)
         async with running(active.run()):
             await eventually(lambda: active.active)
-            await LogWriter(connection).append(joined("alice"), said("hello"))
+            await LogWriter(connection).append(agent_registered("alice"), message_sent("hello"))
             await eventually(lambda: listener.projections.position == 2)
             assert set((await _read_states(connection)).values()) == {(2, None, None)}
 
@@ -170,11 +170,13 @@ async def test_failing_projection_stops_before_the_event_and_others_go_on(
 ) -> None:
     _make_messages_fail_on_poison(monkeypatch)
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("one"), said(POISON), said("after"))
+    await log_writer.append(
+        agent_registered("alice"), message_sent("one"), message_sent(POISON), message_sent("after")
+    )
     failing = Projector(database, "squad", Hints())
     async with running(failing.run()):
         await eventually(lambda: failing.failed)
-        await log_writer.append(said("later"))
+        await log_writer.append(message_sent("later"))
         await eventually(lambda: failing.positions["agents"] == 5)
     reason = "ArithmeticError: not to my taste"
     assert failing.failed == {"messages": (3, reason)}
@@ -190,7 +192,9 @@ async def test_failed_projection_resumes_where_it_stopped_once_it_is_fixed(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _make_messages_fail_on_poison(patch)
-        await LogWriter(connection).append(joined("alice"), said(POISON), said("two"))
+        await LogWriter(connection).append(
+            agent_registered("alice"), message_sent(POISON), message_sent("two")
+        )
         failing = Projector(database, "squad", Hints())
         async with running(failing.run()):
             await eventually(lambda: failing.failed)
@@ -210,7 +214,9 @@ async def test_failed_projection_retries_and_resumes_by_itself(
     async with running(failing.run()):
         with pytest.MonkeyPatch.context() as patch:
             _make_messages_fail_on_poison(patch)
-            await LogWriter(connection).append(joined("alice"), said("one"), said(POISON), said("two"))
+            await LogWriter(connection).append(
+                agent_registered("alice"), message_sent("one"), message_sent(POISON), message_sent("two")
+            )
             await eventually(lambda: failing.failed)
             first = failing._failed_at
             await eventually(lambda: failing._failed_at > first)
@@ -234,9 +240,9 @@ async def test_every_projection_stops_at_an_event_that_cannot_be_read(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("fine"))
-    await log_writer.append(joined("bob"), **unknown)
-    await log_writer.append(said("after"))
+    await log_writer.append(agent_registered("alice"), message_sent("fine"))
+    await log_writer.append(agent_registered("bob"), **unknown)
+    await log_writer.append(message_sent("after"))
     stuck = Projector(database, "squad", Hints())
     async with running(stuck.run()):
         await eventually(lambda: len(stuck.failed) == len(PROJECTIONS))
@@ -247,7 +253,7 @@ async def test_every_projection_stops_at_an_event_that_cannot_be_read(
 
 
 async def test_projection_with_a_new_fold_version_is_rebuilt(database: str, connection: Connection) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
     # A row that only another fold could have made.
@@ -268,7 +274,7 @@ async def test_second_projector_stands_by_and_takes_over(database: str, connecti
     async with running(second.run()):
         async with running(first.run()):
             await eventually(lambda: first.active or second.active)
-            await LogWriter(connection).append(joined("alice"))
+            await LogWriter(connection).append(agent_registered("alice"))
             await eventually(partial(projected_to_head, database))
             assert first.active != second.active
         await eventually(lambda: second.active)
@@ -279,13 +285,13 @@ async def test_overtaken_projector_discards_its_cache_and_starts_over(
 ) -> None:
     """As when its connection was taken for dead and its lock went to another process."""
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"))
+    await log_writer.append(agent_registered("alice"))
     overtaken = Projector(database, "squad", Hints())
     async with running(overtaken.run()):
         await eventually(lambda: overtaken.active and overtaken.positions["messages"] == 1)
         await connection.execute("UPDATE projections SET position = 0 WHERE name = 'agents'")
         await connection.execute("TRUNCATE squad_agents")
-        await log_writer.append(said("two"))
+        await log_writer.append(message_sent("two"))
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) == 2
 

@@ -14,18 +14,18 @@ from eventstore.listener import Hints
 from projections.projector import Projector
 from service import commands as do
 from tests.integration.test_projector import POISON, _make_messages_fail_on_poison
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import (
+from tests.support.components import (
     SCHEMA,
     connected,
-    is_to_encrypt,
+    encryption_requested,
     message,
     running,
     running_listener,
     running_writer,
     submit,
 )
-from tests.support.random_history import RandomHistory, live_with_jobs
+from tests.support.log import LogWriter, agent_registered, message_sent
+from tests.support.random_history import RandomHistory, submit_history_with_jobs
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -72,7 +72,7 @@ async def test_events_of_this_process_are_folded_without_being_read(
 ) -> None:
     async with _running_squad(database) as (writer, _):
         read_positions.clear()
-        await live_with_jobs(writer, 1, 300)
+        await submit_history_with_jobs(writer, 1, 300)
         head = writer.squad.head.position
         await eventually(partial(projected_to_head, database))
     # A notification may arrive before the writer's own answer; then the log is read.
@@ -82,7 +82,7 @@ async def test_events_of_this_process_are_folded_without_being_read(
 
 async def test_tables_equal_the_fold_of_the_log_after_concurrent_writes(database: str) -> None:
     async with _running_squad(database) as (writer, _):
-        await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed in range(8)))
+        await asyncio.gather(*(RandomHistory(seed).submit_commands(writer, 60) for seed in range(8)))
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
 
@@ -109,16 +109,17 @@ async def test_events_of_others_that_the_writer_folded_are_not_read_again(
             )
             theirs.add(outcome.position or 0)
             await eventually(partial(projected_to_head, database))
-            if is_to_encrypt() or not theirs.isdisjoint(taken):
+            if encryption_requested() or not theirs.isdisjoint(taken):
                 break
-    assert is_to_encrypt() or not theirs.isdisjoint(taken)
+    assert encryption_requested() or not theirs.isdisjoint(taken)
     assert await assert_tables_equal_fold(database) > 0
 
 
 async def test_events_that_others_appended_in_between_are_read(database: str) -> None:
     async with _running_squad(database) as (writer, _), running_writer(database) as other:
         await asyncio.gather(
-            RandomHistory(seed=2).live(writer, 150), RandomHistory(seed=3).live(other, 150)
+            RandomHistory(seed=2).submit_commands(writer, 150),
+            RandomHistory(seed=3).submit_commands(other, 150),
         )
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
@@ -128,7 +129,7 @@ async def test_event_that_the_log_does_not_have_reaches_no_table(database: str) 
     """As when the log was replaced by a backup of it, and no process has noticed yet."""
     async with _running_squad(database) as (writer, projector):
         head = writer.squad.head.position
-        event = said("never appended")
+        event = message_sent("never appended")
         async with connected(database) as connection:
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
@@ -148,7 +149,7 @@ async def test_event_that_the_log_does_not_have_reaches_no_table(database: str) 
 
 async def test_stored_event_reaches_the_tables_instead_of_another_at_its_position(database: str) -> None:
     async with _running_squad(database) as (_, projector):
-        event, other = said("never appended"), joined("zoe")
+        event, other = message_sent("never appended"), agent_registered("zoe")
         async with connected(database) as connection:
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
@@ -178,16 +179,16 @@ async def test_failing_projection_stops_before_the_event_and_others_go_on(
             found = await lookup.read_one(connection, position)
             assert found is not None
             assert found.type == "message_sent"
-            assert is_to_encrypt() or POISON in found.data
+            assert encryption_requested() or POISON in found.data
         assert projector.positions["messages"] == position - 1 >= before
 
 
 async def test_rows_that_a_replay_has_replaced_are_not_overwritten(database: str) -> None:
     async with _running_squad(database) as (writer, projector), connected(database) as connection:
-        await RandomHistory(seed=5).live(writer, 30)
+        await RandomHistory(seed=5).submit_commands(writer, 30)
         await eventually(partial(projected_to_head, database))
         await connection.execute("UPDATE projections SET generation = generation + 1")
-        await RandomHistory(seed=6).live(writer, 30)
+        await RandomHistory(seed=6).submit_commands(writer, 30)
         await eventually(partial(projected_to_head, database))
         await eventually(lambda: projector._generation == 2)
     assert await assert_tables_equal_fold(database) > 0
@@ -208,7 +209,7 @@ async def test_hint_without_a_position_makes_the_projector_read_the_log(database
             await eventually(partial(projected_to_head, database))
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
-            await log_writer.append(joined("zoe"))
+            await log_writer.append(agent_registered("zoe"))
             hints.wake()
             await eventually(partial(projected_to_head, database))
             assert projector.poll_rescues == rescues
@@ -218,7 +219,7 @@ async def test_recent_events_are_not_kept_when_another_process_is_the_projector(
     standby = Projector(database, SCHEMA, Hints())
     async with _running_squad(database) as (writer, _), running(standby.run()):
         writer.on_known.append(standby.observe)
-        await RandomHistory(seed=7).live(writer, 20)
+        await RandomHistory(seed=7).submit_commands(writer, 20)
         assert not standby.active
         assert not standby._recent
 

@@ -26,11 +26,9 @@ from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from service import commands as do
-from tests.support.forging import unguarded
-from tests.support.log import LogWriter, joined, new_id, said
-from tests.support.parts import (
+from tests.support.components import (
     SCHEMA,
-    backends,
+    backend_pids,
     connected,
     message,
     running,
@@ -38,9 +36,11 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.log import LogWriter, agent_registered, message_sent, new_id
+from tests.support.log_tampering import triggers_disabled
 from tests.support.random_history import RandomHistory
-from tests.support.tables import fill_all_tables, one, project, standings
-from tests.support.tampering import TABLES, Tampering
+from tests.support.table_tampering import TABLES, Tampering
+from tests.support.tables import fetch_value, fill_all_tables, project, projection_states
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -118,8 +118,10 @@ async def test_first_missing_position_is_reported(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
 ) -> None:
     monkeypatch.setattr(pages.scan, "__defaults__", (5,))
-    await LogWriter(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 21)))
-    async with unguarded(connection):
+    await LogWriter(connection).append(
+        agent_registered("alice"), *(message_sent(f"the {n}th") for n in range(2, 21))
+    )
+    async with triggers_disabled(connection):
         await connection.execute("DELETE FROM events WHERE position BETWEEN %s AND %s", (first, last))
     monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
     with pytest.raises(LogBroken, match=f"position {first} is missing"):
@@ -147,10 +149,10 @@ async def test_encrypted_events_after_unencrypted_ones_are_decrypted(
 async def test_correct_rows_are_not_rewritten(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=3)
     versions = "SELECT string_agg(xmin::text || ctid::text, ',' ORDER BY id) FROM squad_messages"
-    before = await one(connection, versions)
+    before = await fetch_value(connection, versions)
     rebuilt = await rebuild(database, SCHEMA)
     assert {(replaced.written, replaced.removed) for replaced in rebuilt.tables} == {(0, 0)}
-    assert await one(connection, versions) == before
+    assert await fetch_value(connection, versions) == before
 
 
 async def test_empty_log_makes_empty_tables(database: str) -> None:
@@ -163,9 +165,9 @@ async def test_empty_log_makes_empty_tables(database: str) -> None:
 async def test_tables_that_were_never_projected_are_at_the_head_afterwards(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     assert (await rebuild(database, SCHEMA)).position == 2
-    assert {position for position, *_ in (await standings(connection)).values()} == {2}
+    assert {position for position, *_ in (await projection_states(connection)).values()} == {2}
     assert await compare(database, SCHEMA) == []
     await project(database)
 
@@ -173,7 +175,7 @@ async def test_tables_that_were_never_projected_are_at_the_head_afterwards(
 async def test_only_the_tables_of_the_given_projections_are_rebuilt(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute("TRUNCATE squad_agents, squad_messages")
     rebuilt = await rebuild(database, SCHEMA, [messages])
@@ -183,14 +185,14 @@ async def test_only_the_tables_of_the_given_projections_are_rebuilt(
 
 
 async def test_stopped_projection_continues_from_the_head(database: str, connection: Connection) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute(
         "UPDATE projections SET position = 1, failed_position = 2, error = 'x' WHERE name = 'messages'"
     )
     await connection.execute("TRUNCATE squad_messages")
     await rebuild(database, SCHEMA, [messages])
-    row = (await standings(connection))["messages"]
+    row = (await projection_states(connection))["messages"]
     assert row[:4] == (2, messages.fold_version, None, None)
     assert await compare(database, SCHEMA) == []
 
@@ -201,7 +203,7 @@ async def test_generation_of_all_projections_grows_with_every_rebuild(
     await project(database)
     for generation in (2, 3):
         await rebuild(database, SCHEMA, [messages])
-        assert {row[4] for row in (await standings(connection)).values()} == {generation}
+        assert {row[4] for row in (await projection_states(connection)).values()} == {generation}
 
 
 async def test_dropped_table_is_recreated_with_its_indexes_and_constraints(
@@ -215,10 +217,10 @@ async def test_dropped_table_is_recreated_with_its_indexes_and_constraints(
         " FROM pg_indexes WHERE tablename = '{0}' AND schemaname = 'squad'"
     )
     for table in TABLES:
-        before = await one(connection, shape.format(table.name))
+        before = await fetch_value(connection, shape.format(table.name))
         await connection.execute(f"DROP TABLE {table.name}".encode())
         await rebuild(database, SCHEMA)
-        assert await one(connection, shape.format(table.name)) == before
+        assert await fetch_value(connection, shape.format(table.name)) == before
     assert await compare(database, SCHEMA) == []
 
 
@@ -228,9 +230,9 @@ async def test_renamed_table_is_recreated_beside_the_renamed_one(
     await fill_all_tables(database, seed=4)
     await connection.execute("ALTER TABLE squad_messages RENAME TO squad_messages_before")
     kept = "SELECT count(*) FROM pg_indexes WHERE tablename = 'squad_messages_before'"
-    indexes = await one(connection, kept)
+    indexes = await fetch_value(connection, kept)
     assert (await rebuild(database, SCHEMA)).lost == ()
-    assert await one(connection, kept) == indexes
+    assert await fetch_value(connection, kept) == indexes
     assert await missing_indexes(connection, SCHEMA) == []
     assert await compare(database, SCHEMA) == []
 
@@ -247,7 +249,7 @@ async def test_missing_and_invalid_indexes_are_recreated(database: str, connecti
         "SELECT string_agg(indexdef, ';' ORDER BY indexdef) FROM pg_indexes"
         " WHERE schemaname = 'squad' AND tablename NOT IN ('events', 'subject_keys')"
     )
-    before = await one(connection, shape)
+    before = await fetch_value(connection, shape)
     assert await missing_indexes(connection, SCHEMA) == []
     # An operator's own index does no harm, and neither does another name.
     await connection.execute("CREATE INDEX own ON squad_tasks (title)")
@@ -268,7 +270,7 @@ async def test_missing_and_invalid_indexes_are_recreated(database: str, connecti
         *("squad_messages_task", "squad_tasks_created_position_key"),
     ]
     assert (await rebuild(database, SCHEMA)).lost == ()
-    assert await one(connection, shape) == before
+    assert await fetch_value(connection, shape) == before
     assert await missing_indexes(connection, SCHEMA) == []
 
 
@@ -281,15 +283,15 @@ async def test_dropped_primary_key_is_recreated_and_duplicate_rows_removed(
     await connection.execute("ALTER TABLE budgets DROP CONSTRAINT budgets_pkey")
     await rebuild(database, SCHEMA, [agents, budgets])
     definition = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'p' AND conrelid = "
-    assert await one(connection, f"{definition}'squad_agents'::regclass") == "PRIMARY KEY (name)"
-    assert await one(connection, f"{definition}'budgets'::regclass") == "PRIMARY KEY (day, agent)"
+    assert await fetch_value(connection, f"{definition}'squad_agents'::regclass") == "PRIMARY KEY (name)"
+    assert await fetch_value(connection, f"{definition}'budgets'::regclass") == "PRIMARY KEY (day, agent)"
     assert await compare(database, SCHEMA) == []
 
 
 async def test_views_indexes_grants_and_policies_on_a_table_are_kept(
     database: str, connection: Connection
 ) -> None:
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute("CREATE VIEW loud AS SELECT upper(message) AS message FROM squad_messages")
     await connection.execute("CREATE INDEX of_my_own ON squad_messages (message)")
@@ -297,10 +299,12 @@ async def test_views_indexes_grants_and_policies_on_a_table_are_kept(
     await connection.execute("CREATE POLICY mine ON squad_messages USING (true)")
     await connection.execute("UPDATE squad_messages SET message = 'two'")
     await rebuild(database, SCHEMA)
-    assert await one(connection, "SELECT message FROM loud") == "ONE"
-    assert await one(connection, "SELECT to_regclass('of_my_own')::text") == "of_my_own"
-    assert await one(connection, "SELECT has_table_privilege('pg_monitor', 'squad_messages', 'SELECT')")
-    assert await one(connection, "SELECT count(*) FROM pg_policy WHERE polname = 'mine'") == 1
+    assert await fetch_value(connection, "SELECT message FROM loud") == "ONE"
+    assert await fetch_value(connection, "SELECT to_regclass('of_my_own')::text") == "of_my_own"
+    assert await fetch_value(
+        connection, "SELECT has_table_privilege('pg_monitor', 'squad_messages', 'SELECT')"
+    )
+    assert await fetch_value(connection, "SELECT count(*) FROM pg_policy WHERE polname = 'mine'") == 1
 
 
 @pytest.mark.parametrize("unknown", [{"schema_version": 9}, {"type": "from_the_future"}], ids=str)
@@ -308,36 +312,36 @@ async def test_unknown_event_fails_the_rebuild_and_leaves_the_tables_unchanged(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("one"))
+    await log_writer.append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute("UPDATE squad_messages SET message = 'tampered'")
-    await log_writer.append(joined("bob"), **unknown)
-    before = await standings(connection)
+    await log_writer.append(agent_registered("bob"), **unknown)
+    before = await projection_states(connection)
     with pytest.raises(UnknownEventType, match=r"v\d at position 3$") as raised:
         await rebuild(database, SCHEMA)
     assert raised.value.position == 3
-    assert await standings(connection) == before
-    assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
+    assert await projection_states(connection) == before
+    assert await fetch_value(connection, "SELECT message FROM squad_messages") == "tampered"
 
 
 async def test_tables_beyond_the_end_of_the_log_are_left_unchanged(
     database: str, connection: Connection
 ) -> None:
     """As when a restored backup lacks the end of the log."""
-    await LogWriter(connection).append(joined("alice"))
+    await LogWriter(connection).append(agent_registered("alice"))
     await project(database)
     await connection.execute("UPDATE projections SET position = 3 WHERE name = 'agents'")
-    before = await standings(connection)
+    before = await projection_states(connection)
     with pytest.raises(LogBroken, match="position 2 is missing"):
         await rebuild(database, SCHEMA)
-    assert await standings(connection) == before
+    assert await projection_states(connection) == before
 
 
 async def test_second_concurrent_rebuild_is_refused(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "LOCK_TIMEOUT_SECONDS", 0.2)
-    await LogWriter(connection).append(joined("alice"))
+    await LogWriter(connection).append(agent_registered("alice"))
     await connection.execute("BEGIN")
     await connection.execute("LOCK TABLE projections")
     first = asyncio.create_task(rebuild(database, SCHEMA))
@@ -351,7 +355,7 @@ async def test_second_concurrent_rebuild_is_refused(
 async def _waits_for_a_lock(dsn: str) -> bool:
     async with connected(dsn) as connection:
         return bool(
-            await one(
+            await fetch_value(
                 connection,
                 "SELECT count(*) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -364,7 +368,7 @@ async def test_rebuild_fails_without_changes_while_its_rows_are_locked(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "_LOCK_MILLISECONDS", 50)
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     await project(database)
     await connection.execute("UPDATE squad_messages SET message = 'tampered'")
     await connection.execute("BEGIN")
@@ -372,16 +376,16 @@ async def test_rebuild_fails_without_changes_while_its_rows_are_locked(
     with pytest.raises(StoreBusy):
         await rebuild(database, SCHEMA)
     await connection.execute("COMMIT")
-    assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
+    assert await fetch_value(connection, "SELECT message FROM squad_messages") == "tampered"
     await rebuild(database, SCHEMA)
-    assert await one(connection, "SELECT message FROM squad_messages") == "one"
+    assert await fetch_value(connection, "SELECT message FROM squad_messages") == "one"
 
 
 async def test_failed_swap_is_retried_from_the_position_before_it(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=6).live(writer, 200)
+        await RandomHistory(seed=6).submit_commands(writer, 200)
     await project(database)
     # Everything is folded in the swap, whose first attempts are rolled back.
     failures = iter(range(3))
@@ -402,7 +406,7 @@ async def test_swap_is_kept_and_not_repeated_when_counting_its_rows_fails(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=6).live(writer, 200)
+        await RandomHistory(seed=6).submit_commands(writer, 200)
     await project(database)
     # Everything is folded in the swap, and would be folded twice.
     failures = iter(range(1))
@@ -413,12 +417,12 @@ async def test_swap_is_kept_and_not_repeated_when_counting_its_rows_fails(
         return await swap.folded_rows(*args)
 
     monkeypatch.setattr(rebuilding, "folded_rows", fail_at_first)
-    generation: int = await one(connection, "SELECT max(generation) FROM projections")
+    generation: int = await fetch_value(connection, "SELECT max(generation) FROM projections")
     await connection.execute("TRUNCATE squad_messages, operations")
     with pytest.raises(StoreBusy, match="user request"):
         await rebuild(database, SCHEMA)
     assert await compare(database, SCHEMA) == []
-    assert await one(connection, "SELECT max(generation) FROM projections") == generation + 1
+    assert await fetch_value(connection, "SELECT max(generation) FROM projections") == generation + 1
 
 
 async def test_changes_after_the_differences_were_found_are_included_in_the_swap(
@@ -431,14 +435,14 @@ async def test_changes_after_the_differences_were_found_are_included_in_the_swap
         running_writer(database, hints=listener.events) as writer,
     ):
         history = RandomHistory(seed=6)
-        await history.live(writer, 200)
+        await history.submit_commands(writer, 200)
         await project(database)
         await connection.execute("UPDATE squad_agents SET role = 'tampered'")
         await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
 
         async def find_and_continue(*args: Any) -> Any:
             found = await swap.find_differences(*args)
-            await history.live(writer, 100)
+            await history.submit_commands(writer, 100)
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
             ack = "INSERT INTO squad_message_acks VALUES (%s, 'x', now(), 1)"
@@ -448,7 +452,7 @@ async def test_changes_after_the_differences_were_found_are_included_in_the_swap
         monkeypatch.setattr(rebuilding, "find_differences", find_and_continue)
         async with running(Projector(database, SCHEMA, listener.events).run()):
             await rebuild(database, SCHEMA)
-            await history.live(writer, 20)
+            await history.submit_commands(writer, 20)
             await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
@@ -503,28 +507,28 @@ async def test_rebuild_leaves_no_tables_or_connections_behind(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=8)
-    before = await one(connection, "SELECT count(*) FROM pg_class")
+    before = await fetch_value(connection, "SELECT count(*) FROM pg_class")
     await rebuild(database, SCHEMA)
     await eventually(partial(_has_disconnected, connection))
-    assert await one(connection, "SELECT count(*) FROM pg_class") == before
+    assert await fetch_value(connection, "SELECT count(*) FROM pg_class") == before
 
 
 async def _has_disconnected(connection: Connection) -> bool:
-    return not await backends(connection, "squad replay")
+    return not await backend_pids(connection, "squad replay")
 
 
 async def test_other_squads_in_the_database_are_not_touched(database: str, connection: Connection) -> None:
     await schema.apply(database, "squad_b")
-    await LogWriter(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     async with connected(database, "squad_b") as other:
-        await LogWriter(other).append(joined("bob"))
+        await LogWriter(other).append(agent_registered("bob"))
         async with running(Projector(database, "squad_b", Hints()).run()):
             await eventually(partial(projected_to_head, database, "squad_b"))
         await other.execute("TRUNCATE squad_agents")
-        before = await standings(other)
+        before = await projection_states(other)
         await rebuild(database, SCHEMA)
-        assert await standings(other) == before
-        assert await one(other, "SELECT count(*) FROM squad_agents") == 0
+        assert await projection_states(other) == before
+        assert await fetch_value(other, "SELECT count(*) FROM squad_agents") == 0
 
 
 async def test_role_that_owns_only_the_schema_may_rebuild_and_compare(
@@ -538,7 +542,7 @@ async def test_role_that_owns_only_the_schema_may_rebuild_and_compare(
         try:
             await schema.apply(as_tenant, SCHEMA)
             async with connected(as_tenant) as connection:
-                await LogWriter(connection).append(joined("alice"), said("one"))
+                await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
                 await rebuild(as_tenant, SCHEMA)
                 await connection.execute("DROP TABLE squad_agents")
                 await rebuild(as_tenant, SCHEMA)

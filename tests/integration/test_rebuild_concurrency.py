@@ -21,10 +21,10 @@ from projections.comparison import compare
 from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
-from tests.support.log import LogWriter, joined, said
-from tests.support.parts import SCHEMA, connected, running, running_listener, running_writer
-from tests.support.random_history import RandomHistory, live_with_jobs
-from tests.support.tables import one, project, standings
+from tests.support.components import SCHEMA, connected, running, running_listener, running_writer
+from tests.support.log import LogWriter, agent_registered, message_sent
+from tests.support.random_history import RandomHistory, submit_history_with_jobs
+from tests.support.tables import fetch_value, project, projection_states
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -92,11 +92,11 @@ async def test_readers_see_no_gap_and_no_older_rows_during_swaps_under_load(
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
     ):
-        await live_with_jobs(writer, 9, 200)
+        await submit_history_with_jobs(writer, 9, 200)
         projector = Projector(database, SCHEMA, listener.events)
         async with running(projector.run()):
             await eventually(partial(projected_to_head, database))
-            load = asyncio.gather(*(RandomHistory(seed).live_until(stop, writer) for seed in range(6)))
+            load = asyncio.gather(*(RandomHistory(seed).submit_until(stop, writer) for seed in range(6)))
             reading = asyncio.gather(
                 readers.read_until_stopped(IsolationLevel.READ_COMMITTED),
                 readers.read_until_stopped(IsolationLevel.REPEATABLE_READ),
@@ -124,7 +124,7 @@ async def test_idle_projector_notices_a_rebuild_and_goes_on(
 ) -> None:
     caplog.set_level(logging.INFO, "projections.projector")
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("one"))
+    await log_writer.append(agent_registered("alice"), message_sent("one"))
     async with running_listener(database) as listener:
         idle = Projector(database, SCHEMA, listener.events)
         async with running(idle.run()):
@@ -132,7 +132,7 @@ async def test_idle_projector_notices_a_rebuild_and_goes_on(
             await rebuild(database, SCHEMA)
             await eventually(lambda: "rebuilt" in caplog.text)
             assert idle.active
-            await log_writer.append(said("two"))
+            await log_writer.append(message_sent("two"))
             await eventually(partial(projected_to_head, database))
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert await compare(database, SCHEMA) == []
@@ -147,12 +147,12 @@ async def test_projector_that_is_blocked_for_long_logs_no_warning_and_goes_on(
     caplog.set_level(logging.INFO, "projections.projector")
     monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"))
+    await log_writer.append(agent_registered("alice"))
     async with running(Projector(database, SCHEMA, Hints()).run()), connected(database) as holder:
         await eventually(partial(projected_to_head, database))
         await holder.execute("BEGIN")
         await holder.execute("LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE")
-        await log_writer.append(said("one"))
+        await log_writer.append(message_sent("one"))
         await eventually(lambda: caplog.text.count("starts over") > 1)
         await holder.execute("COMMIT")
         await eventually(partial(projected_to_head, database))
@@ -164,35 +164,35 @@ async def test_projector_discards_its_cached_rows_after_a_rebuild(
     database: str, connection: Connection
 ) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"))
+    await log_writer.append(agent_registered("alice"))
     await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'tampered'")
     projector = Projector(database, SCHEMA, Hints())
     async with running(projector.run()):
-        await log_writer.append(said("one"))
+        await log_writer.append(message_sent("one"))
         await eventually(partial(projected_to_head, database))
-        assert await one(connection, "SELECT role FROM squad_agents") == "tampered"
+        assert await fetch_value(connection, "SELECT role FROM squad_agents") == "tampered"
         await rebuild(database, SCHEMA)
         # Whether it has noticed the rebuild yet or not.
-        await log_writer.append(said("two"))
+        await log_writer.append(message_sent("two"))
         await eventually(partial(projected_to_head, database))
-    assert await one(connection, "SELECT role FROM squad_agents") == "tester"
+    assert await fetch_value(connection, "SELECT role FROM squad_agents") == "tester"
     assert await compare(database, SCHEMA) == []
 
 
 async def test_failed_projection_resumes_after_a_rebuild(database: str, connection: Connection) -> None:
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"), said("one"))
+    await log_writer.append(agent_registered("alice"), message_sent("one"))
     await connection.execute("ALTER TABLE squad_messages ADD CONSTRAINT few CHECK (message <> 'two')")
     projector = Projector(database, SCHEMA, Hints())
     async with running(projector.run()):
-        await log_writer.append(said("two"))
+        await log_writer.append(message_sent("two"))
         await eventually(lambda: projector.failed)
         assert projector.positions["messages"] == 2
         await connection.execute("ALTER TABLE squad_messages DROP CONSTRAINT few")
         await rebuild(database, SCHEMA, [messages])
         await eventually(lambda: not projector.failed and projector.positions["messages"] == 3)
-        await log_writer.append(said("three"))
+        await log_writer.append(message_sent("three"))
         await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
@@ -206,7 +206,7 @@ class TestTablesFoldedByOtherCode:
     async def log_writer(self, database: str, connection: Connection) -> LogWriter:
         """Appends to a log of two messages, whose table is not what this code would make of it."""
         log_writer = LogWriter(connection)
-        await log_writer.append(joined("alice"), said("one"), said("two"))
+        await log_writer.append(agent_registered("alice"), message_sent("one"), message_sent("two"))
         await project(database)
         await connection.execute("UPDATE squad_messages SET message = 'old'")
         return log_writer
@@ -229,15 +229,15 @@ class TestTablesFoldedByOtherCode:
         old = "SELECT array_agg(message) FROM squad_messages"
         async with running(projector.run()):
             await eventually(lambda: projector.active)
-            await log_writer.append(said("three"))
+            await log_writer.append(message_sent("three"))
             await eventually(lambda: projector.positions["agents"] == 4)
             assert projector.positions["messages"] == 0
-            assert await one(connection, old) == ["old", "old"]
-            assert (await standings(connection))["messages"][:2] == (3, messages.fold_version)
+            assert await fetch_value(connection, old) == ["old", "old"]
+            assert (await projection_states(connection))["messages"][:2] == (3, messages.fold_version)
             may_swap.set()
             await eventually(lambda: projector.positions["messages"] == 4)
-        assert await one(connection, old) == ["one", "two", "three"]
-        assert (await standings(connection))["messages"][:2] == (4, self.newer.fold_version)
+        assert await fetch_value(connection, old) == ["one", "two", "three"]
+        assert (await projection_states(connection))["messages"][:2] == (4, self.newer.fold_version)
 
     async def test_rebuild_in_progress_updates_its_time_in_the_table_of_projections(
         self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
@@ -252,11 +252,11 @@ class TestTablesFoldedByOtherCode:
 
         monkeypatch.setattr(rebuilding, "_swap", wait)
         updated_at = "SELECT updated_at FROM projections WHERE name = 'messages'"
-        before = await one(connection, updated_at)
+        before = await fetch_value(connection, updated_at)
         async with running(self._projector(database).run()):
 
             async def is_updated() -> bool:
-                return bool(await one(connection, updated_at) > before)
+                return bool(await fetch_value(connection, updated_at) > before)
 
             await eventually(is_updated)
 
@@ -283,7 +283,7 @@ class TestTablesFoldedByOtherCode:
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: swaps)
-            await log_writer.append(said("three"))
+            await log_writer.append(message_sent("three"))
             await eventually(lambda: caplog.text.count("starts over") > 2)
             may_go_on.set()
             await eventually(lambda: projector.positions["messages"] == 4)
@@ -291,7 +291,7 @@ class TestTablesFoldedByOtherCode:
         assert swaps == 1
         assert {record.levelname for record in caplog.records} == {"INFO"}
         messages_ = "SELECT array_agg(message ORDER BY position) FROM squad_messages"
-        assert await one(connection, messages_) == ["one", "two", "three"]
+        assert await fetch_value(connection, messages_) == ["one", "two", "three"]
 
     async def test_projection_far_behind_is_rebuilt_without_delaying_the_others(
         self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
@@ -310,7 +310,7 @@ class TestTablesFoldedByOtherCode:
         projector = Projector(database, SCHEMA, Hints())
         async with running(projector.run()):
             await eventually(lambda: projector.active)
-            await log_writer.append(said("three"))
+            await log_writer.append(message_sent("three"))
             await eventually(lambda: projector.positions["agents"] == 4)
             assert projector.positions["messages"] == 0
             may_swap.set()
@@ -320,27 +320,32 @@ class TestTablesFoldedByOtherCode:
     async def test_old_rows_stay_and_the_error_is_reported_when_the_log_cannot_be_folded(
         self, database: str, connection: Connection, log_writer: LogWriter
     ) -> None:
-        await log_writer.append(joined("bob"), schema_version=9)
+        await log_writer.append(agent_registered("bob"), schema_version=9)
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: len(projector.failed) == len(PROJECTIONS))
         assert projector.failed["messages"][0] == 4
         assert "agent_registered v9 at position 4" in projector.failed["messages"][1]
-        assert (await standings(connection))["messages"][:3] == (3, messages.fold_version, 4)
-        assert await one(connection, "SELECT array_agg(message) FROM squad_messages") == ["old", "old"]
+        assert (await projection_states(connection))["messages"][:3] == (3, messages.fold_version, 4)
+        assert await fetch_value(connection, "SELECT array_agg(message) FROM squad_messages") == [
+            "old",
+            "old",
+        ]
 
     async def test_projections_are_rebuilt_one_by_one_when_not_all_can_be(
         self, database: str, connection: Connection, log_writer: LogWriter
     ) -> None:
         """A message from an unknown agent stops the projection of agents, not that of messages."""
-        await log_writer.append(said("by nobody", agent="mallory"))
+        await log_writer.append(message_sent("by nobody", agent="mallory"))
         newer_agents = replace(agents, fold_version=agents.fold_version + 1)
         others = [each for each in PROJECTIONS if each not in (messages, agents)]
         projector = Projector(database, SCHEMA, Hints(), [*others, self.newer, newer_agents])
         async with running(projector.run()):
             await eventually(lambda: projector.failed and projector.positions["messages"] == 4)
         assert projector.failed == {"agents": (4, "MissingRow: squad_agents has no row 'mallory'")}
-        assert await one(connection, "SELECT count(*) FROM squad_messages WHERE message <> 'old'") == 3
+        assert (
+            await fetch_value(connection, "SELECT count(*) FROM squad_messages WHERE message <> 'old'") == 3
+        )
 
     async def test_rebuild_is_retried_when_another_one_was_in_progress(
         self, database: str, connection: Connection, log_writer: LogWriter, monkeypatch: pytest.MonkeyPatch
@@ -348,10 +353,13 @@ class TestTablesFoldedByOtherCode:
         del log_writer
         monkeypatch.setattr(rebuilding, "LOCK_TIMEOUT_SECONDS", 0.0)
         try_lock = rebuilding._TRY_LOCK
-        assert await one(connection, try_lock)
+        assert await fetch_value(connection, try_lock)
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: projector.active)
             await connection.execute("SELECT pg_advisory_unlock_all()")
             await eventually(lambda: projector.positions["messages"] == 3)
-        assert await one(connection, "SELECT array_agg(message) FROM squad_messages") == ["one", "two"]
+        assert await fetch_value(connection, "SELECT array_agg(message) FROM squad_messages") == [
+            "one",
+            "two",
+        ]

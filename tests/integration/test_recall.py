@@ -10,7 +10,7 @@ from service import commands as do
 from service.history import recall
 from service.memory.draft import Draft
 from service.requests import Request, Ticket
-from tests.support.parts import submit
+from tests.support.components import submit
 
 if TYPE_CHECKING:
     import asyncio

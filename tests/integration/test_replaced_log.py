@@ -10,16 +10,16 @@ import pytest
 from eventstore import pooler
 from service import commands as do
 from tests.support.agents import when
-from tests.support.jobs import define, running_member
-from tests.support.log import LogWriter, joined, texts
-from tests.support.parts import (
+from tests.support.components import (
     connected,
     message,
     running_listener,
     running_writer,
     submit,
-    terminate,
+    terminate_backends,
 )
+from tests.support.jobs import define, running_job_process
+from tests.support.log import LogWriter, agent_registered, message_texts
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
@@ -46,19 +46,19 @@ async def test_run_that_is_no_longer_in_the_log_is_cancelled(agents: Agents, dat
     never = asyncio.Event()
     agents.on("/poll", when(never))
     async with (
-        running_member(database, agents.url) as member,
+        running_job_process(database, agents.url) as job_process,
         connected(database) as connection,
     ):
-        await define(member, "poll")
-        before = member.writer.squad.head.position
-        await member.run_now("poll")
+        await define(job_process, "poll")
+        before = job_process.writer.squad.head.position
+        await job_process.run_now("poll")
         await eventually(lambda: agents.calls)
-        (call,) = member.scheduler._tasks
+        (call,) = job_process.scheduler._tasks
         await replace_events_after(connection, before)
-        assert await terminate(connection, "squad writer") == 1
+        assert await terminate_backends(connection, "squad writer") == 1
         await eventually(lambda: call.cancelled() or call.done())
-        assert member.writer.replacements == 1
-        await submit(member.writer, message("goes on"))
+        assert job_process.writer.replacements == 1
+        await submit(job_process.writer, message("goes on"))
     assert "run_started" not in {event.type for event in await assert_log_is_sound(database)}
 
 
@@ -74,14 +74,14 @@ async def test_other_writers_events_are_noticed_at_once_after_the_log_became_sho
         for number in range(10):
             await submit(writer, message(f"lost {number}"))
         await replace_events_after(connection, before)
-        await terminate(connection, "squad writer")
+        await terminate_backends(connection, "squad writer")
         await eventually(lambda: writer.ready and writer.replacements == 1)
         monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
         # A wait with the old interval may still be in progress, so only the second event is conclusive.
         for name in ("newcomer", "latecomer"):
             log_writer = LogWriter(connection)
             await log_writer.catch_up()
-            (event,) = await log_writer.append(joined(name))
+            (event,) = await log_writer.append(agent_registered(name))
             await eventually(lambda at=event.position: writer.squad.head.position >= at)  # type: ignore[misc]
 
 
@@ -110,9 +110,9 @@ async def test_nothing_is_appended_to_a_replaced_log_behind_a_pooler(
         await submit(writer, do.RegisterAgent(name="gone", role="tester"))
         lost = writer.squad.head.position - before
         others = [f"newcomer-{number}" for number in range(lost + more)]
-        await replace_events_after(connection, before, *map(joined, others))
+        await replace_events_after(connection, before, *map(agent_registered, others))
         writer._appender.contended = contended
         await submit(writer, message("goes on"))
         assert writer.replacements == 1
         assert {*others, "alice"} == writer.squad.tables["squad_agents"].keys()
-    assert texts(await assert_log_is_sound(database)) == ["goes on"]
+    assert message_texts(await assert_log_is_sound(database)) == ["goes on"]

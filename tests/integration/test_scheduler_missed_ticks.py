@@ -15,14 +15,14 @@ from service import commands as do
 from service.decide.ticks import MAX_MISSED_PER_CLAIM
 from service.job_spec import JobSpec
 from tests.support.agents import answers
-from tests.support.away import recorded_before_the_break
-from tests.support.jobs import running_member
+from tests.support.jobs import running_job_process
+from tests.support.outage import record_before_outage
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from tests.support.agents import Agents
-    from tests.support.jobs import Member
+    from tests.support.jobs import JobProcess
 
 
 def job(name: str, **spec: object) -> do.DefineJob:
@@ -37,14 +37,14 @@ BEFORE = (
 )
 
 
-def statuses(member: Member, name: str) -> Counter[str]:
-    return Counter(row.status for row in member.runs(name))
+def statuses(job_process: JobProcess, name: str) -> Counter[str]:
+    return Counter(row.status for row in job_process.runs(name))
 
 
 async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as_missed(
     agents: Agents, database: str
 ) -> None:
-    since = await recorded_before_the_break(
+    since = await record_before_outage(
         database,
         *BEFORE,
         job("every_minute", every="1m"),
@@ -53,39 +53,39 @@ async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as
         job("every_10_s", every="10s", overlap="buffer_one"),
         job("yearly", cron="0 0 29 2 *"),
     )
-    async with running_member(database, agents.url) as member:
-        now = next(item.recorded_at for item in member.log if item.recorded_at > since)
-        await eventually(lambda: statuses(member, "patient")["succeeded"] >= 10)
-        await eventually(lambda: statuses(member, "every_10_s").total() >= 60)
-        await eventually(lambda: statuses(member, "impatient").total() >= 10)
+    async with running_job_process(database, agents.url) as job_process:
+        now = next(item.recorded_at for item in job_process.log if item.recorded_at > since)
+        await eventually(lambda: statuses(job_process, "patient")["succeeded"] >= 10)
+        await eventually(lambda: statuses(job_process, "every_10_s").total() >= 60)
+        await eventually(lambda: statuses(job_process, "impatient").total() >= 10)
         for name, minutes in (("every_minute", 1), ("patient", 1), ("impatient", 1), ("every_10_s", 1 / 6)):
             # A tick that was buffered runs after ticks that were skipped meanwhile.
-            rows = sorted(member.runs(name), key=lambda row: row.tick)
+            rows = sorted(job_process.runs(name), key=lambda row: row.tick)
             step = timedelta(minutes=minutes)
             assert rows[0].tick - since <= step
             assert {later.tick - row.tick for row, later in pairwise(rows)} == {step}
-        assert statuses(member, "patient").keys() == {"succeeded"}
-        for row in member.runs("every_minute"):
+        assert statuses(job_process, "patient").keys() == {"succeeded"}
+        for row in job_process.runs("every_minute"):
             assert (row.status == "missed") == (now - row.tick > timedelta(seconds=60)), row
         # A tick that is due at this very moment is not late.
-        assert statuses(member, "impatient")["missed"] >= 9
-        late = statuses(member, "every_10_s")
+        assert statuses(job_process, "impatient")["missed"] >= 9
+        late = statuses(job_process, "every_10_s")
         # The claim that records them comes soon after the first events of the start.
         count = (now - since - timedelta(seconds=60)) // timedelta(seconds=10)
         assert late["missed"] in (count, count + 1)
-        assert not member.runs("yearly")
+        assert not job_process.runs("yearly")
     await assert_log_is_sound(database)
 
 
 async def test_thousands_of_missed_ticks_are_recorded_a_hundred_at_a_time(
     agents: Agents, database: str
 ) -> None:
-    since = await recorded_before_the_break(
+    since = await record_before_outage(
         database, *BEFORE, job("often", every="200ms", overlap="skip", catch_up_seconds=60)
     )
-    async with running_member(database, agents.url) as member:
-        await eventually(lambda: any(row.status == "succeeded" for row in member.runs("often")))
-        rows = member.runs("often")
+    async with running_job_process(database, agents.url) as job_process:
+        await eventually(lambda: any(row.status == "succeeded" for row in job_process.runs("often")))
+        rows = job_process.runs("often")
         # Their number depends on how long the process took to start and to record the first of them.
         count = next(number for number, row in enumerate(rows) if row.status != "missed")
         assert count >= 540 * 5 - 10
@@ -93,7 +93,7 @@ async def test_thousands_of_missed_ticks_are_recorded_a_hundred_at_a_time(
         ticks = [row.tick for row in rows[: count + 1]]
         assert timedelta(0) < ticks[0] - since <= timedelta(milliseconds=200)
         assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(milliseconds=200)}
-        recorded = [item for item in member.log if item.type == RunMissed.type][:count]
+        recorded = [item for item in job_process.log if item.type == RunMissed.type][:count]
         for item, row in zip(recorded, rows[:count], strict=True):
             assert item.recorded_at - row.tick > timedelta(seconds=60)
         assert max(Counter(item.recorded_at for item in recorded).values()) == MAX_MISSED_PER_CLAIM
@@ -104,7 +104,7 @@ async def test_interrupted_run_is_retried_when_an_attempt_is_left_and_lost_other
     agents: Agents, database: str
 ) -> None:
     agents.on("/again", answers({}))
-    await recorded_before_the_break(
+    await record_before_outage(
         database,
         *BEFORE,
         job("again", every="300d", retries=1),
@@ -112,9 +112,9 @@ async def test_interrupted_run_is_retried_when_an_attempt_is_left_and_lost_other
         do.RunJob(name="again", runner="gone"),
         do.RunJob(name="once", runner="gone"),
     )
-    async with running_member(database, agents.url) as member:
-        await eventually(lambda: len(member.told(RunFinished)) == 2)
-        assert [item.outcome for item in member.told(RunFinished, job="again")] == ["succeeded"]
-        assert [item.outcome for item in member.told(RunFinished, job="once")] == ["lost"]
-        assert [item.lease_ran_out for item in member.told(RunRetried)] == [True]
+    async with running_job_process(database, agents.url) as job_process:
+        await eventually(lambda: len(job_process.find_events(RunFinished)) == 2)
+        assert [item.outcome for item in job_process.find_events(RunFinished, job="again")] == ["succeeded"]
+        assert [item.outcome for item in job_process.find_events(RunFinished, job="once")] == ["lost"]
+        assert [item.lease_ran_out for item in job_process.find_events(RunRetried)] == [True]
     assert [call.path for call in agents.calls] == ["/again"]

@@ -17,8 +17,8 @@ from eventstore import log, schema
 from eventstore.connection import session_options
 from eventstore.errors import NameTaken, SchemaMissing, SchemaTooNew, UnsupportedServer
 from eventstore.schema import SCHEMA_VERSION, steps
-from tests.support.log import LogWriter, said
-from tests.support.parts import SCHEMA, connected
+from tests.support.components import SCHEMA, connected
+from tests.support.log import LogWriter, message_sent
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
@@ -62,7 +62,7 @@ async def test_schema_is_applied_once_by_concurrent_connections(empty_database: 
 
 async def test_applying_the_schema_again_changes_nothing(database: str) -> None:
     async with connected(database) as connection:
-        await LogWriter(connection).append(said("kept"))
+        await LogWriter(connection).append(message_sent("kept"))
         await schema.apply(database, SCHEMA)
         assert await log.head_position(connection) == 1
         assert await _applications(connection) == 1

@@ -14,7 +14,7 @@ from eventstore.errors import EventStoreError
 from service import selftest
 from service.cli import cli
 from service.selftest.temporary_schema import PREFIX, own_schema
-from tests.support.parts import connected
+from tests.support.components import connected
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection

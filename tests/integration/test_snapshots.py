@@ -15,8 +15,8 @@ from service.history import snapshots
 from service.history.folding import fold_to, snapshot_writer
 from service.history.time_travel import state_at
 from service.memory.squad import Squad
-from tests.support.log import LogWriter, said
-from tests.support.parts import SCHEMA, backends, connected, lock_is_free, running_writer
+from tests.support.components import SCHEMA, backend_pids, connected, lock_is_free, running_writer
+from tests.support.log import LogWriter, message_sent
 from tests.support.random_history import RandomHistory
 from tests.support.squads import contents
 from tests.support.wait import eventually
@@ -35,7 +35,7 @@ STATE_BYTE = (
 async def connection(database: str) -> AsyncIterator[Connection]:
     """A connection to a squad with some history."""
     async with running_writer(database) as writer:
-        await RandomHistory(seed=31).live(writer, 100)
+        await RandomHistory(seed=31).submit_commands(writer, 100)
     async with connected(database) as opened:
         yield opened
 
@@ -114,7 +114,7 @@ async def test_snapshots_of_another_log_are_ignored(database: str, empty_databas
     await schema.apply(empty_database, SCHEMA)
     for dsn in (database, empty_database):
         async with running_writer(dsn) as writer:
-            await RandomHistory(seed=31).live(writer, 30)
+            await RandomHistory(seed=31).submit_commands(writer, 30)
     async with connected(database) as one, connected(empty_database) as other:
         await _store(one, 20)
         row = await (await one.execute("SELECT fold, position, state FROM snapshots")).fetchone()
@@ -168,7 +168,7 @@ async def _forget(connection: Connection) -> None:
     log_writer = LogWriter(connection)
     await log_writer.catch_up()
     key = f'{{"key_id":"{uuid4()}"}}'
-    await log_writer.append(said("x"), type="subject_forgotten", data=key)
+    await log_writer.append(message_sent("x"), type="subject_forgotten", data=key)
 
 
 async def test_snapshot_is_not_stored_when_a_subject_was_forgotten_meanwhile(
@@ -217,7 +217,7 @@ async def test_snapshot_is_stored_whole_or_not_at_all_when_its_process_dies(
         await other.execute("ROLLBACK")
 
     async def is_disconnected() -> bool:
-        return len(await backends(connection, "squad test")) == 1
+        return len(await backend_pids(connection, "squad test")) == 1
 
     await eventually(is_disconnected)
     assert await lock_is_free(connection)

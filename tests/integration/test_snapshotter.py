@@ -19,7 +19,7 @@ from service.commands import StartOperation
 from service.history import folding, snapshots
 from service.history.time_travel import check_snapshots
 from service.snapshotter import Snapshotter
-from tests.support.parts import SCHEMA, backends, connected, running, running_writer, submit
+from tests.support.components import SCHEMA, backend_pids, connected, running, running_writer, submit
 from tests.support.random_history import RandomHistory
 from tests.support.squads import contents
 from tests.support.verify import assert_log_is_sound
@@ -78,7 +78,7 @@ async def test_snapshot_is_taken_whenever_the_log_has_grown_by_the_distance(
         for count in range(1, 5):
             before = writer.squad.head.position
             while writer.squad.head.position < before + DISTANCE:
-                await history.live(writer, 5)
+                await history.submit_commands(writer, 5)
             await _taken(connection, count)
         taken = await snapshots.positions(connection)
         assert all(later - earlier >= DISTANCE for earlier, later in pairwise([0, *taken]))
@@ -114,7 +114,7 @@ async def test_only_one_of_two_processes_takes_snapshots(database: str, connecti
     hints = Hints()
     async with _process(database, hints) as one, _process(database, hints) as other:
         for seed, writer in ((42, one), (43, other), (44, one), (45, other)):
-            await RandomHistory(seed=seed).live(writer, 60)
+            await RandomHistory(seed=seed).submit_commands(writer, 60)
         taken = await _taken(connection, 2)
         assert all(later - earlier >= DISTANCE for earlier, later in pairwise([0, *taken]))
     assert await check_snapshots(connection) == []
@@ -124,10 +124,10 @@ async def test_remaining_process_continues_to_take_snapshots(database: str, conn
     hints = Hints()
     async with _process(database, hints) as one:
         async with _process(database, hints) as other:
-            await RandomHistory(seed=46).live(other, 100)
+            await RandomHistory(seed=46).submit_commands(other, 100)
             await _taken(connection, 1)
         before = await snapshots.positions(connection)
-        await RandomHistory(seed=47).live(one, 150)
+        await RandomHistory(seed=47).submit_commands(one, 150)
         await _taken(connection, len(before) + 1)
     assert await check_snapshots(connection) == []
 
@@ -152,7 +152,7 @@ async def test_snapshot_at_the_head_is_taken_before_the_past_is_complete(
     async with _process(database) as writer:
         first = (await _taken(connection, 1))[-1]
         assert first > 1_900
-        await RandomHistory(seed=48).live(writer, 100)
+        await RandomHistory(seed=48).submit_commands(writer, 100)
 
         async def has_newer_snapshot() -> bool:
             taken = await snapshots.positions(connection)
@@ -168,27 +168,27 @@ async def test_snapshots_are_taken_again_after_they_were_deleted_or_could_not_be
 ) -> None:
     async with _process(database) as writer:
         history = RandomHistory(seed=49)
-        await history.live(writer, 100)
+        await history.submit_commands(writer, 100)
         await _taken(connection, 1)
         await connection.execute("TRUNCATE snapshots")
-        await history.live(writer, 100)
+        await history.submit_commands(writer, 100)
         await _taken(connection, 1)
         await connection.execute("ALTER TABLE snapshots RENAME TO elsewhere")
-        await history.live(writer, 100)
+        await history.submit_commands(writer, 100)
         await eventually(lambda: "snapshots cannot be taken" in caplog.text)
         await connection.execute("ALTER TABLE elsewhere RENAME TO snapshots")
         before = await snapshots.positions(connection)
-        await history.live(writer, 100)
+        await history.submit_commands(writer, 100)
         await _taken(connection, len(before) + 1)
     assert await check_snapshots(connection) == []
 
 
 async def test_no_connection_stays_open_between_snapshots(database: str, connection: Connection) -> None:
     async with _process(database) as writer:
-        await RandomHistory(seed=50).live(writer, 100)
+        await RandomHistory(seed=50).submit_commands(writer, 100)
         await _taken(connection, 1)
 
         async def no_connection_is_open() -> bool:
-            return not await backends(connection, "squad snapshots")
+            return not await backend_pids(connection, "squad snapshots")
 
         await eventually(no_connection_is_open)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from eventstore import log, schema
 from projections.projector import Projector
-from tests.support.log import LogWriter, said, texts, whole_log
-from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.components import connected, message, running, running_listener, running_writer, submit
+from tests.support.log import LogWriter, message_sent, message_texts, whole_log
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -22,10 +22,10 @@ OTHER = "squad_b"
 async def test_each_squad_has_a_log_of_its_own(database: str) -> None:
     await schema.apply(database, OTHER)
     async with connected(database) as one, connected(database, OTHER) as two:
-        await LogWriter(one).append(said("in one"))
-        await LogWriter(two).append(said("in two"), said("in two as well"))
-        assert texts(await whole_log(one)) == ["in one"]
-        assert texts(await whole_log(two)) == ["in two", "in two as well"]
+        await LogWriter(one).append(message_sent("in one"))
+        await LogWriter(two).append(message_sent("in two"), message_sent("in two as well"))
+        assert message_texts(await whole_log(one)) == ["in one"]
+        assert message_texts(await whole_log(two)) == ["in two", "in two as well"]
 
 
 async def test_squad_that_holds_its_lock_does_not_block_others(database: str) -> None:
@@ -33,7 +33,7 @@ async def test_squad_that_holds_its_lock_does_not_block_others(database: str) ->
     async with connected(database) as one, connected(database, OTHER) as two:
         await log.lock_and_read(one, 0)
         await two.execute("SET lock_timeout = 100")
-        await LogWriter(two).append(said("not blocked"))
+        await LogWriter(two).append(message_sent("not blocked"))
 
 
 async def test_event_wakes_only_its_own_squad(database: str) -> None:
@@ -44,8 +44,8 @@ async def test_event_wakes_only_its_own_squad(database: str) -> None:
         connected(database) as in_one,
         connected(database, OTHER) as in_two,
     ):
-        await LogWriter(in_one).append(*(said(str(number)) for number in range(7)))
-        await LogWriter(in_two).append(said("later"))
+        await LogWriter(in_one).append(*(message_sent(str(number)) for number in range(7)))
+        await LogWriter(in_two).append(message_sent("later"))
         await eventually(lambda: one.events.position == 7 and two.events.position == 1)
         # Notifications arrive in the order of commits, so this squad would have received the others by now.
         assert two.events.position == 1

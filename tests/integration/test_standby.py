@@ -13,8 +13,8 @@ from psycopg.conninfo import make_conninfo
 from eventstore import log, schema, standby
 from eventstore.connection import connect, pool
 from eventstore.errors import StoreBusy, StoreUnavailable
-from tests.support.log import LogWriter, joined, said, texts, whole_log
-from tests.support.parts import connected, message, running_writer, submit
+from tests.support.components import connected, message, running_writer, submit
+from tests.support.log import LogWriter, agent_registered, message_sent, message_texts, whole_log
 from tests.support.servers import Server, new_folder
 from tests.support.wait import eventually
 
@@ -41,24 +41,24 @@ async def server() -> AsyncIterator[Server]:
 
 async def require_missing_standby(server: Server) -> None:
     """Make every commit wait, for a standby that does not exist."""
-    await server.set("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await server.configure("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     # The server applies the setting with a delay: the first commit that waits shows that it has.
     while True:
-        probe = asyncio.ensure_future(server.ask(WRITE))
+        probe = asyncio.ensure_future(server.query(WRITE))
         await eventually(partial(_waits_or_is_done, server, probe))
         if not probe.done():
-            await server.ask(CANCEL)
+            await server.query(CANCEL)
             await probe
             return
 
 
 async def _waits_or_is_done(server: Server, probe: asyncio.Future[object]) -> bool:
-    return probe.done() or await server.ask(WAITING) > 0
+    return probe.done() or await server.query(WAITING) > 0
 
 
 async def require_no_standby(server: Server) -> None:
     """Let commits no longer wait."""
-    await server.set("ALTER SYSTEM RESET synchronous_standby_names")
+    await server.configure("ALTER SYSTEM RESET synchronous_standby_names")
 
 
 async def test_confirm_writes_nothing_and_needs_no_privilege_when_no_standby_is_required(
@@ -89,7 +89,7 @@ async def test_confirm_waits_for_the_standby_and_only_one_at_a_time(server: Serv
         await connect(server.dsn, "squad", name="squad test", lock_timeout=100) as other,
     ):
         confirming = asyncio.ensure_future(standby.confirm(one))
-        await eventually(lambda: server.ask(WAITING))
+        await eventually(lambda: server.query(WAITING))
         with pytest.raises(StoreBusy):
             await standby.confirm(other)
         assert not confirming.done()
@@ -101,13 +101,15 @@ async def test_confirm_waits_for_the_standby_and_only_one_at_a_time(server: Serv
 async def test_commit_whose_wait_was_cancelled_is_not_confirmed(server: Server) -> None:
     await require_missing_standby(server)
     async with connected(server.dsn) as connection:
-        appending = asyncio.ensure_future(LogWriter(connection).append(said("on this server alone")))
-        await eventually(lambda: server.ask(WAITING))
-        assert await server.ask(CANCEL) == 1
+        appending = asyncio.ensure_future(
+            LogWriter(connection).append(message_sent("on this server alone"))
+        )
+        await eventually(lambda: server.query(WAITING))
+        assert await server.query(CANCEL) == 1
         with pytest.raises(StoreUnavailable, match="no standby has confirmed"):
             await appending
         # On the server itself, the event is committed and visible.
-        assert texts(await whole_log(connection)) == ["on this server alone"]
+        assert message_texts(await whole_log(connection)) == ["on this server alone"]
 
 
 async def test_answer_found_in_the_log_is_not_given_before_the_standby_confirms_it(
@@ -118,11 +120,11 @@ async def test_answer_found_in_the_log_is_not_given_before_the_standby_confirms_
         await submit(other, message("hello"))
         await require_missing_standby(server)
         first = asyncio.ensure_future(submit(one, message("once"), key="k", timeout_seconds=60))
-        await eventually(lambda: server.ask(WAITING))
-        assert await server.ask(CANCEL) == 1
+        await eventually(lambda: server.query(WAITING))
+        assert await server.query(CANCEL) == 1
         await eventually(lambda: _has_read(other, server))
         again = asyncio.ensure_future(submit(other, message("once"), key="k", timeout_seconds=60))
-        await eventually(lambda: server.ask(WAITING))
+        await eventually(lambda: server.query(WAITING))
         await asyncio.wait([first, again], timeout=0.5)
         assert not first.done()
         assert not again.done()
@@ -131,7 +133,7 @@ async def test_answer_found_in_the_log_is_not_given_before_the_standby_confirms_
         assert repeated is not None
         assert repeated.body["position"] == (await first).position
     async with connected(server.dsn) as connection:
-        assert texts(await whole_log(connection)) == ["hello", "once"]
+        assert message_texts(await whole_log(connection)) == ["hello", "once"]
 
 
 async def test_retries_of_a_stuck_writer_leave_only_one_backend_waiting(
@@ -156,11 +158,11 @@ async def test_retries_of_a_stuck_writer_leave_only_one_backend_waiting(
         await eventually(lambda: attempts >= ATTEMPTS, within_seconds=20)
         assert not waiting.done()
         await eventually(lambda: writer.problem and "confirm" in writer.problem)
-        assert await server.ask(WAITING) == 1
+        assert await server.query(WAITING) == 1
         await require_no_standby(server)
         await waiting
     async with connected(server.dsn) as connection:
-        assert texts(await whole_log(connection)) == ["patient"]
+        assert message_texts(await whole_log(connection)) == ["patient"]
 
 
 async def test_readers_are_read_only_and_still_find_the_server_that_accepts_writes(database: str) -> None:
@@ -171,7 +173,7 @@ async def test_readers_are_read_only_and_still_find_the_server_that_accepts_writ
     ):
         await log.head_position(connection)
         with pytest.raises(StoreUnavailable, match="read-only"):
-            await LogWriter(connection).append(joined("ada"))
+            await LogWriter(connection).append(agent_registered("ada"))
 
 
 async def _has_read(writer: Writer, server: Server) -> bool:

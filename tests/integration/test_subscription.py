@@ -14,8 +14,8 @@ from eventstore.errors import HeadMoved, StoreUnavailable
 from eventstore.listener import Hints
 from eventstore.lookup import Filter
 from eventstore.subscription import follow
-from tests.support.log import LogWriter, joined, said, texts
-from tests.support.parts import connected, running_listener
+from tests.support.components import connected, running_listener
+from tests.support.log import LogWriter, agent_registered, message_sent, message_texts
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -54,21 +54,21 @@ async def _take(pages: AsyncIterator[list[Recorded]], count: int) -> list[Record
 async def test_stored_events_are_followed_by_new_ones(
     log_writer: LogWriter, opener: Opener, database: str
 ) -> None:
-    await log_writer.append(said("one"), said("two"), said("three"))
+    await log_writer.append(message_sent("one"), message_sent("two"), message_sent("three"))
     async with (
         running_listener(database) as listener,
         aclosing(follow(opener, listener.events, after=1, poll_seconds=60)) as pages,
     ):
-        assert texts(await _take(pages, 2)) == ["two", "three"]
-        await log_writer.append(said("four"))
-        assert texts(await _take(pages, 1)) == ["four"]
+        assert message_texts(await _take(pages, 2)) == ["two", "three"]
+        await log_writer.append(message_sent("four"))
+        assert message_texts(await _take(pages, 1)) == ["four"]
 
 
 async def test_new_events_are_found_without_any_hint(log_writer: LogWriter, opener: Opener) -> None:
     async with aclosing(follow(opener, Hints(), after=0, poll_seconds=0.05)) as pages:
         next_page = asyncio.ensure_future(_take(pages, 1))
-        await log_writer.append(said("found"))
-        assert texts(await next_page) == ["found"]
+        await log_writer.append(message_sent("found"))
+        assert message_texts(await next_page) == ["found"]
 
 
 async def test_stored_events_are_read_in_pages(
@@ -76,7 +76,7 @@ async def test_stored_events_are_read_in_pages(
     opener: Opener,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await log_writer.append(*(said(str(number)) for number in range(25)))
+    await log_writer.append(*(message_sent(str(number)) for number in range(25)))
     monkeypatch.setattr(log, "PAGE_EVENTS", 10)
     async with aclosing(follow(opener, Hints(), after=0, poll_seconds=60)) as pages:
         assert [len(await anext(pages)) for _ in range(3)] == [10, 10, 5]
@@ -89,15 +89,15 @@ async def test_subscription_waits_only_when_it_has_read_everything(
 
     async def wait(_: asyncio.Event, seconds: float) -> None:
         waited.append(seconds)
-        await log_writer.append(said("the next"))
+        await log_writer.append(message_sent("the next"))
 
     monkeypatch.setattr(subscription, "wait_for_hint", wait)
     monkeypatch.setattr(log, "PAGE_EVENTS", 2)
-    await log_writer.append(said("one"), said("two"), said("three"))
+    await log_writer.append(message_sent("one"), message_sent("two"), message_sent("three"))
     async with aclosing(follow(opener, Hints(), after=0, poll_seconds=7)) as pages, asyncio.timeout(10):
-        assert [texts(await anext(pages)) for _ in range(2)] == [["one", "two"], ["three"]]
+        assert [message_texts(await anext(pages)) for _ in range(2)] == [["one", "two"], ["three"]]
         assert waited == []
-        assert texts(await anext(pages)) == ["the next"]
+        assert message_texts(await anext(pages)) == ["the next"]
     assert waited == [7]
 
 
@@ -107,7 +107,7 @@ async def test_pages_are_short_when_events_are_large(
 ) -> None:
     monkeypatch.setattr(page_size, "INITIAL_EVENTS", 15)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
-    await log_writer.append(*(said("x" * 1_000) for _ in range(60)))
+    await log_writer.append(*(message_sent("x" * 1_000) for _ in range(60)))
     async with aclosing(
         follow(opener, Hints(), after=0, event_filter=event_filter, poll_seconds=60)
     ) as pages:
@@ -124,14 +124,16 @@ async def test_filter_delivers_all_matching_events_and_no_others(
 ) -> None:
     monkeypatch.setattr(log, "PAGE_EVENTS", 2)
     for number in range(5):
-        await log_writer.append(joined(f"a{number}"), *(said(f"{number}.{n}") for n in range(7)))
+        await log_writer.append(
+            agent_registered(f"a{number}"), *(message_sent(f"{number}.{n}") for n in range(7))
+        )
     event_filter = Filter(type="agent_registered")
     async with aclosing(
         follow(opener, Hints(), after=0, event_filter=event_filter, poll_seconds=0.05)
     ) as pages:
         assert [event.position for event in await _take(pages, 5)] == [1, 9, 17, 25, 33]
-        await log_writer.append(said("not wanted"))
-        await log_writer.append(joined("wanted"))
+        await log_writer.append(message_sent("not wanted"))
+        await log_writer.append(agent_registered("wanted"))
         assert [event.position for event in await _take(pages, 1)] == [42]
 
 
@@ -145,14 +147,14 @@ async def test_events_that_do_not_match_the_filter_are_not_read_again(
         return await lookup.read_filtered(connection, after, limit, event_filter)
 
     monkeypatch.setattr(subscription, "lookup", SimpleNamespace(read_filtered=read))
-    await log_writer.append(*(said("not wanted") for _ in range(5)))
+    await log_writer.append(*(message_sent("not wanted") for _ in range(5)))
     event_filter = Filter(type="agent_registered")
     async with aclosing(
         follow(opener, Hints(), after=0, event_filter=event_filter, poll_seconds=0.01)
     ) as pages:
         next_page = asyncio.ensure_future(_take(pages, 1))
         await eventually(lambda: len(starts) >= 2)
-        await log_writer.append(joined("wanted"))
+        await log_writer.append(agent_registered("wanted"))
         assert [event.position for event in await next_page] == [6]
     assert starts[0] == 0
     assert set(starts[1:]) == {5}
@@ -168,7 +170,7 @@ async def test_no_event_is_missed_or_repeated_during_concurrent_appends(
                 while True:
                     await log_writer.catch_up()
                     try:
-                        await log_writer.append(said(f"{name} {number}"))
+                        await log_writer.append(message_sent(f"{name} {number}"))
                     except HeadMoved:
                         continue
                     break

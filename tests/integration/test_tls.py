@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 import psycopg
 
-from tests.support.encrypted_server import encrypted_server, make_certificate
-from tests.support.process import refused_start, squad_up
+from tests.support.process import failed_start_output, squad_up
+from tests.support.tls_server import make_certificate, tls_server
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ APPLICATION_NAMES = {"squad writer", "squad projector", "squad listener", "squad
 
 
 async def test_all_connections_are_encrypted_and_unverified_servers_are_refused(tmp_path: Path) -> None:
-    with encrypted_server() as server:
+    with tls_server() as server:
         async with squad_up(dsn=server.dsn()) as service:
             await eventually(service.is_ready)
             body = {"from_agent": "ada", "message": "over the wire"}
@@ -36,9 +36,9 @@ async def test_all_connections_are_encrypted_and_unverified_servers_are_refused(
             assert all(is_encrypted for _, is_encrypted in found), found
 
         stranger, _ = make_certificate(tmp_path, "stranger")
-        output = await refused_start(dsn=server.dsn(sslrootcert=str(stranger)))
+        output = await failed_start_output(dsn=server.dsn(sslrootcert=str(stranger)))
         assert "certificate verify failed" in output
-        output = await refused_start(dsn=server.dsn(host="another.squad.test"))
+        output = await failed_start_output(dsn=server.dsn(host="another.squad.test"))
         assert 'does not match host name "another.squad.test"' in output
-        output = await refused_start(dsn=server.dsn(sslmode="disable", sslrootcert=""))
+        output = await failed_start_output(dsn=server.dsn(sslmode="disable", sslrootcert=""))
         assert "no encryption" in output

@@ -29,9 +29,7 @@ from projections.projector import Projector
 from service import commands as do
 from service.clock import DatabaseClock
 from service.writing.writer import Writer
-from tests.support.forging import EVENTS, forge, hash_anew, some_history
-from tests.support.log import LogWriter, joined, new_id, said, whole_log
-from tests.support.parts import (
+from tests.support.components import (
     SCHEMA,
     connected,
     lock_is_free,
@@ -41,9 +39,11 @@ from tests.support.parts import (
     running_listener,
     running_writer,
     submit,
-    terminate,
+    terminate_backends,
 )
-from tests.support.random_history import live_with_jobs
+from tests.support.log import LogWriter, agent_registered, message_sent, new_id, whole_log
+from tests.support.log_tampering import EVENTS, append_sample_history, rehash_log, tamper
+from tests.support.random_history import submit_history_with_jobs
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -83,67 +83,67 @@ async def _columns(connection: Connection) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_imported_history_has_the_same_events_hashes_and_tables(
-    database: str, connection: Connection, new_squad: str, seed: int
+    database: str, connection: Connection, second_database: str, seed: int
 ) -> None:
     async with running_writer(database) as writer:
-        await live_with_jobs(writer, seed, 200)
+        await submit_history_with_jobs(writer, seed, 200)
     lines = await _exported(connection)
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         head = await _imported(other, lines)
         assert head == await log.head(other) == await log.head(connection)
         assert await _columns(other) == await _columns(connection)
         assert await _exported(other) == lines
-    for dsn in (database, new_squad):
+    for dsn in (database, second_database):
         async with running(Projector(dsn, SCHEMA, Hints()).run()):
             await eventually(partial(projected_to_head, dsn))
-    await assert_log_is_sound(new_squad)
-    assert await assert_tables_equal_fold(new_squad) == await assert_tables_equal_fold(database) > 20
+    await assert_log_is_sound(second_database)
+    assert await assert_tables_equal_fold(second_database) == await assert_tables_equal_fold(database) > 20
 
 
 async def test_schema_without_the_table_of_keys_is_exported_without_keys(
     connection: Connection,
 ) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     lines = await _exported(connection)
     await connection.execute("DROP TABLE subject_keys")
     assert await _exported(connection) == lines
 
 
-async def test_stored_text_is_imported_verbatim(connection: Connection, new_squad: str) -> None:
-    odd_message = said(
+async def test_stored_text_is_imported_verbatim(connection: Connection, second_database: str) -> None:
+    odd_message = message_sent(
         'line\nfeed, "quotes", back\\slash \\N, \t tab, \x1f, \u2028, ümlaut, 猫, \U0001f63a'
     )
     log_writer = LogWriter(connection)
     [recorded] = await log_writer.append(odd_message, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
     spaced = recorded.data.replace('"agent":', '\n "agent" :\r\n\t').replace("ü", "\\u00fc")
     await log_writer.append(odd_message, data=spaced, caused_by=1, idempotency_key=" ")
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         await _imported(other, await _exported(connection))
         assert await _columns(other) == await _columns(connection)
 
 
-async def test_imported_squad_accepts_new_commands(connection: Connection, new_squad: str) -> None:
-    await some_history(connection)
-    async with running_listener(new_squad) as listener, connected(new_squad) as other:
+async def test_imported_squad_accepts_new_commands(connection: Connection, second_database: str) -> None:
+    await append_sample_history(connection)
+    async with running_listener(second_database) as listener, connected(second_database) as other:
         waiter = listener.events.waiter()
         await _imported(other, await _exported(connection))
         await asyncio.wait_for(waiter.wait(), 10)
-        async with running_writer(new_squad) as writer:
+        async with running_writer(second_database) as writer:
             outcome = await submit(writer, message("after the import"))
     assert outcome.position is not None
     assert outcome.position > 12
-    await assert_log_is_sound(new_squad)
+    await assert_log_is_sound(second_database)
 
 
-async def test_empty_log_is_imported(connection: Connection, new_squad: str) -> None:
-    async with connected(new_squad) as other:
+async def test_empty_log_is_imported(connection: Connection, second_database: str) -> None:
+    async with connected(second_database) as other:
         assert (await _imported(other, await _exported(connection))).position == 0
-        await some_history(other)
+        await append_sample_history(other)
 
 
 class TestPartialExports:
     async def test_consecutive_parts_make_up_the_whole_log(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         whole = await _exported(connection)
         first = await _exported(connection, until=5)
         second = await _exported(connection, after=5)
@@ -152,10 +152,10 @@ class TestPartialExports:
         assert await _exported(connection, after=12) != whole
 
     async def test_only_a_part_from_the_beginning_can_be_imported(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
-        async with connected(new_squad) as other:
+        await append_sample_history(connection)
+        async with connected(second_database) as other:
             why = await _refusal(other, await _exported(connection, after=5))
             assert why == "line 1: the file begins after position 5, an import needs the whole log"
             assert (await _imported(other, await _exported(connection, until=5))).position == 5
@@ -163,16 +163,16 @@ class TestPartialExports:
     async def test_export_of_a_broken_log_reports_its_first_bad_position(
         self, connection: Connection
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         assert (await export_log(connection, lambda _: None)).broken_at is None
-        await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 7")
+        await tamper(connection, "UPDATE events SET actor = 'mallory' WHERE position = 7")
         assert (await export_log(connection, lambda _: None)).broken_at == 7
         assert (await export_log(connection, lambda _: None, cloud_events=True)).broken_at == 7
-        await forge(connection, "DELETE FROM events WHERE position < 3")
+        await tamper(connection, "DELETE FROM events WHERE position < 3")
         assert (await export_log(connection, lambda _: None)).broken_at == 3
 
     async def test_keys_are_exported_only_with_the_whole_log(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         await keys.store(connection, [keys.new_key()])
         kinds = [json.loads(line)["kind"] for line in await _exported(connection)]
         assert kinds == ["header", "key", *["event"] * EVENTS, "end"]
@@ -185,7 +185,7 @@ class TestPartialExports:
 
 
 async def test_export_shows_the_database_at_one_moment(database: str, connection: Connection) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     lines: list[bytes] = []
 
     def write(line: bytes) -> None:
@@ -199,10 +199,10 @@ async def test_export_shows_the_database_at_one_moment(database: str, connection
 
 
 async def test_progress_is_reported_at_intervals(
-    connection: Connection, new_squad: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, second_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "REPORT_EVERY_EVENTS", 5)
-    await some_history(connection)
+    await append_sample_history(connection)
     lines: list[bytes] = []
     reported: list[int] = []
     await export_log(connection, lines.append, report=reported.append)
@@ -213,20 +213,20 @@ async def test_progress_is_reported_at_intervals(
             yield lines[start : start + 4]
 
     reported.clear()
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         await import_log(other, chunks(), reported.append)
     assert reported == [7, 11, EVENTS]
 
 
 class TestRefusedImports:
     async def test_damaged_file_is_refused_or_imported_unchanged(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         lines = await _exported(connection)
         content = b"".join(lines)
         recorded = await whole_log(connection)
-        async with connected(new_squad) as other:
+        async with connected(second_database) as other:
 
             @settings(
                 max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -246,7 +246,7 @@ class TestRefusedImports:
                     assert await log.head_position(other) == 0
                 else:
                     assert await whole_log(other) == recorded
-                    await forge(other, "TRUNCATE events")
+                    await tamper(other, "TRUNCATE events")
 
     @pytest.mark.parametrize(
         ("change", "why"),
@@ -290,53 +290,55 @@ class TestRefusedImports:
         ],
     )
     async def test_invalid_event_is_refused_even_if_its_hashes_match(
-        self, connection: Connection, new_squad: str, change: str, why: str
+        self, connection: Connection, second_database: str, change: str, why: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         for constraint in ("id_key", "stream_version_key", "actor_check", "pkey"):
             await connection.execute(f"ALTER TABLE events DROP CONSTRAINT events_{constraint}".encode())
         await connection.execute("ALTER TABLE events DROP COLUMN agent")
         await connection.execute("DROP INDEX events_idempotency_key")
-        await forge(connection, f"UPDATE events SET {change}")
-        await hash_anew(connection)
-        async with connected(new_squad) as other:
+        await tamper(connection, f"UPDATE events SET {change}")
+        await rehash_log(connection)
+        async with connected(second_database) as other:
             assert (await _refusal(other, await _exported(connection))).startswith(why)
 
     async def test_text_that_no_database_can_hold_is_refused(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         [first, second, *_] = await whole_log(connection)
         second = second._replace(actor="a\x00b")
         second = second._replace(hash=hash_of(first.hash, second))
         end = end_line(2, Head(2, second.hash, second.recorded_at))
         lines = [*(await _exported(connection, until=1))[:2], event_line(second), end]
-        async with connected(new_squad) as other:
+        async with connected(second_database) as other:
             assert (await _refusal(other, lines)).startswith("line 3: ")
 
-    async def test_text_too_large_for_an_index_of_the_log_is_refused(self, new_squad: str) -> None:
-        async with connected(new_squad) as other:
+    async def test_text_too_large_for_an_index_of_the_log_is_refused(self, second_database: str) -> None:
+        async with connected(second_database) as other:
             # Random text, which compression does not make short enough.
-            row = LogWriter(other).row(joined(token_hex(4_000)), await log.clock(other))
+            row = LogWriter(other).row(agent_registered(token_hex(4_000)), await log.clock(other))
             head = Head(1, row.hash, row.recorded_at)
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             assert (await _refusal(other, lines)).startswith("line 2: index row size ")
 
-    async def test_text_too_large_for_an_index_of_the_read_tables_is_refused(self, new_squad: str) -> None:
-        async with connected(new_squad) as other:
+    async def test_text_too_large_for_an_index_of_the_read_tables_is_refused(
+        self, second_database: str
+    ) -> None:
+        async with connected(second_database) as other:
             log_writer, now = LogWriter(other), await log.clock(other)
-            event = structs.replace(said("hello"), to_agent=token_hex(4_000))
+            event = structs.replace(message_sent("hello"), to_agent=token_hex(4_000))
             row = log_writer.row(event, now)
             head = Head(1, row.hash, row.recorded_at)
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             why = await _refusal(other, lines)
             assert why == "line 2: its to_agent is beyond what the tables can hold"
 
-    async def test_event_recorded_more_than_a_year_ahead_is_refused(self, new_squad: str) -> None:
-        async with connected(new_squad) as other:
+    async def test_event_recorded_more_than_a_year_ahead_is_refused(self, second_database: str) -> None:
+        async with connected(second_database) as other:
             now = await log.clock(other)
             for days, why in ((367, "line 2: it is recorded at "), (365, None)):
-                row = LogWriter(other).row(joined("ann"), now + timedelta(days=days))
+                row = LogWriter(other).row(agent_registered("ann"), now + timedelta(days=days))
                 head = Head(1, row.hash, row.recorded_at)
                 lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
                 if why:
@@ -345,11 +347,11 @@ class TestRefusedImports:
                     assert (await _imported(other, lines)).position == 1
 
     async def test_import_into_a_squad_with_events_is_refused(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         lines = await _exported(connection)
-        async with connected(new_squad) as other:
+        async with connected(second_database) as other:
             await _imported(other, lines)
             before = await whole_log(other)
             with pytest.raises(ImportRefused, match="the squad is not new, its log ends at position 12"):
@@ -357,35 +359,35 @@ class TestRefusedImports:
             assert await whole_log(other) == before
 
     async def test_import_into_a_squad_with_filled_tables_is_refused(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
-        async with connected(new_squad) as other:
-            await some_history(other)
-            async with running(Projector(new_squad, SCHEMA, Hints()).run()):
-                await eventually(partial(projected_to_head, new_squad))
-            await forge(other, "TRUNCATE events")
+        await append_sample_history(connection)
+        async with connected(second_database) as other:
+            await append_sample_history(other)
+            async with running(Projector(second_database, SCHEMA, Hints()).run()):
+                await eventually(partial(projected_to_head, second_database))
+            await tamper(other, "TRUNCATE events")
             assert "the squad is not new" in await _refusal(other, await _exported(connection))
 
 
 class TestConcurrentImports:
     async def test_one_of_two_imports_wins_and_the_other_stores_nothing(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         lines = await _exported(connection)
-        async with connected(new_squad) as one, connected(new_squad) as other:
+        async with connected(second_database) as one, connected(second_database) as other:
             outcomes = await asyncio.gather(
                 _imported(one, lines), _imported(other, lines), return_exceptions=True
             )
             [refused] = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
             assert "the squad is not new" in str(refused)
-        await assert_log_is_sound(new_squad)
+        await assert_log_is_sound(second_database)
 
     async def test_second_import_does_not_wait_forever_for_the_lock(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         lines = await _exported(connection)
         may_continue = asyncio.Event()
 
@@ -394,7 +396,7 @@ class TestConcurrentImports:
             await may_continue.wait()
             yield lines[4:]
 
-        async with connected(new_squad) as one, connected(new_squad) as other:
+        async with connected(second_database) as one, connected(second_database) as other:
             first = asyncio.create_task(import_log(one, slowly()))
             await eventually(partial(lock_is_held, other))
             await other.execute("SET lock_timeout = 100")
@@ -404,9 +406,9 @@ class TestConcurrentImports:
             assert (await first).position == 12
 
     async def test_writer_started_during_an_import_continues_from_the_imported_events(
-        self, connection: Connection, new_squad: str
+        self, connection: Connection, second_database: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         lines = await _exported(connection)
         may_continue = asyncio.Event()
 
@@ -415,15 +417,15 @@ class TestConcurrentImports:
             await may_continue.wait()
             yield lines[4:]
 
-        async with connected(new_squad) as one, connected(new_squad) as other:
+        async with connected(second_database) as one, connected(second_database) as other:
             importing = asyncio.create_task(import_log(one, slowly()))
             await eventually(partial(lock_is_held, other))
-            writing = asyncio.create_task(_send_message(new_squad))
+            writing = asyncio.create_task(_send_message(second_database))
             await eventually(partial(_lock_is_awaited, other))
             may_continue.set()
             assert (await importing).position == 12
             assert await writing > 12
-        events = await assert_log_is_sound(new_squad)
+        events = await assert_log_is_sound(second_database)
         assert [event_line(event) for event in events[:12]] == lines[1:-1]
 
 
@@ -442,32 +444,32 @@ async def _lock_is_awaited(connection: Connection) -> bool:
 
 
 async def test_import_whose_connection_breaks_stores_nothing(
-    connection: Connection, new_squad: str
+    connection: Connection, second_database: str
 ) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     lines = await _exported(connection)
 
     async def broken() -> AsyncIterator[list[bytes]]:
         yield lines[:4]
-        async with connected(new_squad) as other:
-            assert await terminate(other, "squad test") >= 1
+        async with connected(second_database) as other:
+            assert await terminate_backends(other, "squad test") >= 1
         yield lines[4:]
 
-    async with connected(new_squad) as one:
+    async with connected(second_database) as one:
         with pytest.raises(StoreUnavailable):
             await import_log(one, broken())
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         assert await log.head_position(other) == 0
         assert await lock_is_free(other)
 
 
 async def test_memory_does_not_grow_with_the_length_of_the_log(
-    connection: Connection, new_squad: str
+    connection: Connection, second_database: str
 ) -> None:
     log_writer = LogWriter(connection)
     for _ in range(10):
-        await log_writer.append(*(said("x" * 20_000) for _ in range(100)))
-    async with connected(new_squad) as other:
+        await log_writer.append(*(message_sent("x" * 20_000) for _ in range(100)))
+    async with connected(second_database) as other:
         tracemalloc.start()
         try:
             await export_log(connection, lambda _: None)
@@ -524,7 +526,7 @@ async def _record_three_subjects(dsn: str) -> None:
 
 
 async def test_keys_are_exported_and_imported_except_destroyed_ones(
-    database: str, connection: Connection, new_squad: str
+    database: str, connection: Connection, second_database: str
 ) -> None:
     await _record_three_subjects(database)
     lines = await _exported(connection)
@@ -532,11 +534,11 @@ async def test_keys_are_exported_and_imported_except_destroyed_ones(
     exported_keys = [line for line in lines if b'"kind":"key"' in line]
     assert sum(b'"subject":null' not in line for line in exported_keys) == 1
     assert not any(text in b"".join(lines) for text in (b"secret", b"example.com"))
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         await _imported(other, lines)
         assert await _exported(other) == lines
-        async with running(Projector(new_squad, SCHEMA, Hints()).run()):
-            await eventually(partial(projected_to_head, new_squad))
+        async with running(Projector(second_database, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, second_database))
         rows = await _readable(other)
     assert rows == await _readable(connection)
     contents = [text for _, *texts in rows for text in texts]
@@ -544,27 +546,27 @@ async def test_keys_are_exported_and_imported_except_destroyed_ones(
 
 
 async def test_sealed_payloads_are_unreadable_when_imported_without_keys(
-    database: str, connection: Connection, new_squad: str
+    database: str, connection: Connection, second_database: str
 ) -> None:
     await _record_three_subjects(database)
     lines = await _exported(connection, with_keys=False)
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         await _imported(other, lines)
         assert await _exported(other) == lines
-        async with running(Projector(new_squad, SCHEMA, Hints()).run()):
-            await eventually(partial(projected_to_head, new_squad))
+        async with running(Projector(second_database, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, second_database))
         contents = [text for _, *texts in await _readable(other) for text in texts]
     assert contents == ["(erased)", None] * 3
-    await assert_log_is_sound(new_squad)
+    await assert_log_is_sound(second_database)
 
 
 async def test_misplaced_or_repeated_key_is_refused(
-    database: str, connection: Connection, new_squad: str
+    database: str, connection: Connection, second_database: str
 ) -> None:
     await _record_three_subjects(database)
     lines = await _exported(connection)
     key = next(line for line in lines if b'"kind":"key"' in line)
-    async with connected(new_squad) as other:
+    async with connected(second_database) as other:
         assert "keys must come before" in await _refusal(other, [*lines[:-1], key, lines[-1]])
         assert "a key up to line" in await _refusal(other, [lines[0], key, *lines[1:]])
         assert await _readable(other) == []

@@ -19,12 +19,19 @@ from service import commands as do
 from tests.support.audit import (
     VERIFIER,
     first_bad_position_by_sql,
-    sql_for_keys_that_came_back,
-    verdict_in_plain_python,
+    sql_for_restored_keys,
+    verify_in_plain_python,
 )
-from tests.support.forging import EVENTS, forge, hash_anew, some_history, unguarded, write_anew
-from tests.support.log import LogWriter, new_id, said
-from tests.support.parts import connected, message, running_writer, submit
+from tests.support.components import connected, message, running_writer, submit
+from tests.support.log import LogWriter, message_sent, new_id
+from tests.support.log_tampering import (
+    EVENTS,
+    append_sample_history,
+    rehash_log,
+    replace_history,
+    tamper,
+    triggers_disabled,
+)
 from tests.support.random_history import RandomHistory
 
 if TYPE_CHECKING:
@@ -70,14 +77,14 @@ async def test_log_of_any_history_passes_every_verification(
     database: str, connection: Connection, tmp_path: Path, seed: int
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed).live(writer, 150)
+        await RandomHistory(seed).submit_commands(writer, 150)
     verified = await _verify(connection, await _checkpoint(connection, 1), await _checkpoint(connection))
     assert [check for check in verified.checks if not check.holds] == []
     assert {check.name for check in verified.checks} == {
         *("positions", "chain", "times", "causes", "streams", "ids", "guards", "forgotten", "checkpoint")
     }
     assert await first_bad_position_by_sql(connection) is None
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     head = await log.head(connection)
     assert (code, output) == (0, f"{head.position} events hold, up to {head.position}: {head.hash.hex()}\n")
     assert (verified.position, verified.hash) == (head.position, head.hash)
@@ -88,7 +95,7 @@ async def test_empty_log_passes_every_verification(connection: Connection, tmp_p
     assert verified.first_fault is None
     assert (verified.position, verified.squad) == (0, None)
     assert await first_bad_position_by_sql(connection) is None
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     assert (code, output) == (0, f"0 events hold, up to 0: {'0' * 64}\n")
 
 
@@ -114,51 +121,51 @@ async def test_empty_log_passes_every_verification(connection: Connection, tmp_p
 async def test_changed_column_of_an_event_is_found_at_its_position(
     connection: Connection, tmp_path: Path, column: LiteralString
 ) -> None:
-    await some_history(connection)
-    await forge(connection, f"UPDATE events SET {column} WHERE position = 6")
+    await append_sample_history(connection)
+    await tamper(connection, f"UPDATE events SET {column} WHERE position = 6")
     fault = (await _faults(connection))["chain"]
     assert fault.position == 6
     assert fault.faults == (2 if column.startswith("hash") else 1)
     assert await first_bad_position_by_sql(connection) == 6
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     assert (code, output) == (1, "line 7: position 6 is missing, or does not match its hash\n")
 
 
 async def test_removed_event_is_found_at_its_position(connection: Connection, tmp_path: Path) -> None:
-    await some_history(connection)
-    await forge(connection, "DELETE FROM events WHERE position = 6")
+    await append_sample_history(connection)
+    await tamper(connection, "DELETE FROM events WHERE position = 6")
     faults = await _faults(connection)
     assert (faults["positions"].position, faults["positions"].says) == (6, "is missing")
     # The acknowledgement of the removed message.
     assert (faults["streams"].position, faults["streams"].faults) == (7, 1)
     assert faults.keys() == {"positions", "streams"}
     assert await first_bad_position_by_sql(connection) == 6
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     assert (code, output) == (1, "line 7: position 6 is missing, or does not match its hash\n")
 
 
 async def test_several_removed_events_are_found_at_the_first_one(connection: Connection) -> None:
-    await some_history(connection)
-    await forge(connection, "DELETE FROM events WHERE position IN (4, 5, 6, 9)")
+    await append_sample_history(connection)
+    await tamper(connection, "DELETE FROM events WHERE position IN (4, 5, 6, 9)")
     fault = (await _faults(connection))["positions"]
     assert (fault.position, fault.says, fault.faults) == (4, "is missing, as are all up to 6", 2)
     assert await first_bad_position_by_sql(connection) == 4
 
 
 async def test_removed_first_event_is_found(connection: Connection, tmp_path: Path) -> None:
-    await some_history(connection)
-    await forge(connection, "DELETE FROM events WHERE position = 1")
+    await append_sample_history(connection)
+    await tamper(connection, "DELETE FROM events WHERE position = 1")
     assert (await _faults(connection))["positions"].position == 1
     assert await first_bad_position_by_sql(connection) == 1
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     assert (code, output) == (1, "line 2: position 1 is missing, or does not match its hash\n")
 
 
 async def test_two_swapped_events_are_found_at_the_first_one(
     connection: Connection, tmp_path: Path
 ) -> None:
-    await some_history(connection)
-    await forge(
+    await append_sample_history(connection)
+    await tamper(
         connection,
         "UPDATE events SET position = 1000 WHERE position = 4",
         "UPDATE events SET position = 4 WHERE position = 8",
@@ -169,22 +176,22 @@ async def test_two_swapped_events_are_found_at_the_first_one(
     assert faults["times"].position == 5
     assert faults["streams"].position == 5
     assert await first_bad_position_by_sql(connection) == 4
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     assert (code, output) == (1, "line 5: position 4 is missing, or does not match its hash\n")
 
 
 async def test_changed_version_is_found_even_if_all_hashes_were_recomputed(
     connection: Connection, tmp_path: Path
 ) -> None:
-    await some_history(connection)
-    await forge(connection, "UPDATE events SET version = 3 WHERE position = 7")
-    await hash_anew(connection)
+    await append_sample_history(connection)
+    await tamper(connection, "UPDATE events SET version = 3 WHERE position = 7")
+    await rehash_log(connection)
     faults = await _faults(connection)
     assert faults.keys() == {"streams"}
     assert faults["streams"].position == 7
     assert faults["streams"].says.startswith("is version 3 of 'message-")
     assert faults["streams"].says.endswith("', expected 2")
-    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verify_in_plain_python(await _export(connection, tmp_path))
     assert code == 1
     assert output.startswith("line 8: position 7 is not version 2 of message-")
 
@@ -223,9 +230,9 @@ async def test_changed_version_is_found_even_if_all_hashes_were_recomputed(
 async def test_event_that_violates_a_guard_is_found_even_if_all_hashes_were_recomputed(
     connection: Connection, changes: tuple[LiteralString, ...], name: str, position: int
 ) -> None:
-    await some_history(connection)
-    await forge(connection, *changes)
-    await hash_anew(connection)
+    await append_sample_history(connection)
+    await tamper(connection, *changes)
+    await rehash_log(connection)
     faults = await _faults(connection)
     assert faults.keys() - {"guards"} == {name}
     assert faults[name].position == position
@@ -234,8 +241,8 @@ async def test_event_that_violates_a_guard_is_found_even_if_all_hashes_were_reco
 async def test_duplicate_position_is_found_when_the_primary_key_was_dropped(
     connection: Connection,
 ) -> None:
-    await some_history(connection)
-    await forge(
+    await append_sample_history(connection)
+    await tamper(
         connection,
         "ALTER TABLE events DROP CONSTRAINT events_pkey",
         "UPDATE events SET position = 6 WHERE position = 8",
@@ -252,10 +259,10 @@ async def test_duplicate_position_is_found_when_the_primary_key_was_dropped(
 async def test_null_in_a_row_is_reported_as_a_fault_and_is_not_an_error(
     connection: Connection, column: LiteralString
 ) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     if column == "position":
-        await forge(connection, "ALTER TABLE events DROP CONSTRAINT events_pkey")
-    await forge(
+        await tamper(connection, "ALTER TABLE events DROP CONSTRAINT events_pkey")
+    await tamper(
         connection,
         f"ALTER TABLE events ALTER COLUMN {column} DROP NOT NULL",
         f"UPDATE events SET {column} = NULL WHERE position = 12",
@@ -284,8 +291,8 @@ async def test_field_that_was_moved_into_its_neighbour_is_found(
     connection: Connection, emptied: LiteralString, taking_its_place: LiteralString
 ) -> None:
     """The hashed text could be the same: the value now follows a line feed in the neighbouring field."""
-    await some_history(connection)
-    await forge(
+    await append_sample_history(connection)
+    await tamper(
         connection,
         "ALTER TABLE events DROP CONSTRAINT events_idempotency_key_check",
         "ALTER TABLE events DROP CONSTRAINT events_stream_check",
@@ -298,8 +305,8 @@ async def test_field_that_was_moved_into_its_neighbour_is_found(
 
 async def test_empty_idempotency_key_in_place_of_none_is_found(connection: Connection) -> None:
     """The hashed text would be the same."""
-    await some_history(connection)
-    await forge(connection, "UPDATE events SET idempotency_key = '' WHERE position = 7")
+    await append_sample_history(connection)
+    await tamper(connection, "UPDATE events SET idempotency_key = '' WHERE position = 7")
     assert (await _faults(connection))["chain"].position == 7
     assert await first_bad_position_by_sql(connection) == 7
     assert (await export_log(connection, lambda _: None)).broken_at == 7
@@ -324,9 +331,9 @@ async def test_empty_idempotency_key_in_place_of_none_is_found(connection: Conne
 async def test_row_that_is_no_longer_an_event_is_exported_with_all_that_follow(
     connection: Connection, tmp_path: Path, change: LiteralString, position: int
 ) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     column, _, value = change.partition(" = ")
-    await forge(
+    await tamper(
         connection,
         f"ALTER TABLE events ALTER COLUMN {column} DROP NOT NULL",
         f"UPDATE events SET {change} WHERE position = {position}",
@@ -339,7 +346,7 @@ async def test_row_that_is_no_longer_an_event_is_exported_with_all_that_follow(
     assert changed is None if value == "NULL" else changed.startswith(value[1:9])
     file = tmp_path / "log.jsonl"
     file.write_bytes(b"".join(lines))
-    code, output = verdict_in_plain_python(file)
+    code, output = verify_in_plain_python(file)
     assert (code, output.startswith(f"line {position + 1}")) == (1, True)
     await export_log(connection, lines.append, cloud_events=True, after=position)
     await export_log(connection, lines.append, cloud_events=True)
@@ -352,11 +359,11 @@ async def test_row_that_is_no_longer_an_event_is_exported_with_all_that_follow(
 async def test_time_out_of_range_is_reported_as_a_fault_and_is_not_an_error(
     connection: Connection, moment: LiteralString
 ) -> None:
-    await some_history(connection)
-    await forge(connection, f"UPDATE events SET recorded_at = '{moment}' WHERE position = 12")
+    await append_sample_history(connection)
+    await tamper(connection, f"UPDATE events SET recorded_at = '{moment}' WHERE position = 12")
     assert (await _faults(connection))["chain"].position == 12
     # Also if it was hashed, as the text that Postgres makes of it.
-    await forge(
+    await tamper(
         connection,
         "UPDATE events e SET hash = sha256(before.hash || convert_to(concat_ws(E'\\n', e.position, e.id,"
         " e.stream, e.version, e.type, e.schema_version, e.actor, '', e.correlation_id, '',"
@@ -370,21 +377,21 @@ async def test_time_out_of_range_is_reported_as_a_fault_and_is_not_an_error(
 async def test_earliest_and_latest_representable_times_pass(
     connection: Connection,
 ) -> None:
-    await some_history(connection)
-    await forge(
+    await append_sample_history(connection)
+    await tamper(
         connection,
         "UPDATE events SET recorded_at = '0001-01-01Z' WHERE position = 1",
         "UPDATE events SET recorded_at = '9999-12-31 23:59:59.999999Z' WHERE position = 12",
     )
-    await hash_anew(connection)
+    await rehash_log(connection)
     assert await _faults(connection) == {}
     assert (await export_log(connection, lambda _: None)).broken_at is None
 
 
 async def test_row_that_is_missing_from_the_index_is_found(connection: Connection) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     off = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'events_pkey'::regclass"
-    await forge(
+    await tamper(
         connection,
         off.format("false"),
         "INSERT INTO events (position, id, stream, version, type, schema_version, data, actor,"
@@ -471,7 +478,7 @@ class TestGuards:
     async def test_removed_guard_is_found(
         self, connection: Connection, change: LiteralString, says: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         await connection.execute(change)
         faults = await _faults(connection)
         assert faults.keys() == {"guards"}
@@ -502,7 +509,7 @@ class TestGuards:
     async def test_trigger_that_no_longer_refuses_changes_is_found(
         self, connection: Connection, change: LiteralString, triggers: int
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         await connection.execute("CREATE SCHEMA elsewhere")
         for name in ("allow_change", "elsewhere.refuse_change"):
             allow = f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
@@ -531,7 +538,7 @@ class TestGuards:
     async def test_rule_or_trigger_that_could_drop_appended_events_is_found(
         self, connection: Connection, change: LiteralString, what: str
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         await connection.execute(
             "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
             " CREATE TRIGGER looks AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION look()"
@@ -546,12 +553,12 @@ class TestGuards:
     async def test_agent_column_that_differs_from_the_events_data_is_found(
         self, connection: Connection
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         computed = (
             "UPDATE pg_attribute SET attgenerated = '{}' WHERE attrelid = 'events'::regclass"
             " AND attname = 'agent'"
         )
-        await forge(
+        await tamper(
             connection,
             computed.format(""),
             "UPDATE events SET agent = 'mallory' WHERE position IN (5, 7)",
@@ -577,7 +584,7 @@ class TestGuards:
     async def test_trigger_that_no_longer_destroys_keys_is_found(
         self, connection: Connection, change: LiteralString
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         await connection.execute(change)
         faults = await _faults(connection)
         assert faults.keys() == {"guards"}
@@ -607,7 +614,7 @@ class TestForgotten:
         await connection.execute("INSERT INTO subject_keys SELECT * FROM backup")
         (found,) = (await _faults(connection)).values()
         assert (found.name, found.position, found.faults) == ("forgotten", forgotten, 1)
-        await connection.execute(sql_for_keys_that_came_back().encode())
+        await connection.execute(sql_for_restored_keys().encode())
         assert await _faults(connection) == {}
 
     async def test_check_for_restored_keys_is_left_out_when_keys_are_not_accessible(
@@ -620,17 +627,17 @@ class TestForgotten:
 
 class TestCheckpoints:
     async def test_log_that_has_grown_passes(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         before = await _checkpoint(connection)
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(said("later"))
+        await log_writer.append(message_sent("later"))
         assert await _faults(connection, before, await _checkpoint(connection)) == {}
 
     async def test_truncated_log_is_found(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         before = await _checkpoint(connection)
-        await forge(connection, "DELETE FROM events WHERE position > 9")
+        await tamper(connection, "DELETE FROM events WHERE position > 9")
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
         assert fault.position == 10
@@ -638,47 +645,47 @@ class TestCheckpoints:
         assert fault.says.endswith(f"covers events up to {EVENTS}: the log was truncated")
 
     async def test_truncated_log_that_grew_again_is_found(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         before = await _checkpoint(connection)
-        await forge(connection, "DELETE FROM events WHERE position > 9")
+        await tamper(connection, "DELETE FROM events WHERE position > 9")
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
         for number in range(9):
-            await log_writer.append(said(f"instead {number}"))
+            await log_writer.append(message_sent(f"instead {number}"))
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
         assert (fault.position, "the log was rewritten" in fault.says) == (EVENTS, True)
 
     async def test_rewritten_log_is_found(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         before = await _checkpoint(connection)
-        await write_anew(connection)
+        await replace_history(connection)
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
         assert (fault.position, "the log was rewritten" in fault.says) == (EVENTS, True)
 
     async def test_rewritten_log_with_another_first_event_is_found(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         before = await _checkpoint(connection)
-        await write_anew(connection, new_id())
+        await replace_history(connection, new_id())
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
         assert (fault.position, "or is another squad's" in fault.says) == (1, True)
 
     async def test_emptied_log_is_found(self, connection: Connection) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         before = await _checkpoint(connection)
-        await forge(connection, "TRUNCATE events")
+        await tamper(connection, "TRUNCATE events")
         assert (await _faults(connection, before))["checkpoint"].position == 1
 
     async def test_only_checkpoints_after_the_first_changed_event_fail(
         self, connection: Connection
     ) -> None:
-        await some_history(connection)
+        await append_sample_history(connection)
         checkpoints = [await _checkpoint(connection, position) for position in (3, 6, 9)]
-        async with unguarded(connection):
+        async with triggers_disabled(connection):
             await connection.execute("UPDATE events SET actor = 'mallory' WHERE position >= 5")
-        await hash_anew(connection)
+        await rehash_log(connection)
         checks = [
             each for each in (await _verify(connection, *checkpoints)).checks if each.name == "checkpoint"
         ]
@@ -686,12 +693,12 @@ class TestCheckpoints:
 
 
 async def test_concurrent_appends_do_not_affect_verification(database: str, connection: Connection) -> None:
-    await some_history(connection)
+    await append_sample_history(connection)
     async with connected(database) as other, verification.snapshot(connection):
         await connection.execute("SELECT FROM events LIMIT 1")
         log_writer = LogWriter(other)
         await log_writer.catch_up()
-        await log_writer.append(said("meanwhile"))
+        await log_writer.append(message_sent("meanwhile"))
         verified = await verification.verify_log(connection)
     assert (verified.first_fault, verified.position) == (None, EVENTS)
 
@@ -710,7 +717,7 @@ async def test_progress_is_reported_at_intervals(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "REPORT_EVERY_EVENTS", 5)
-    await some_history(connection)
+    await append_sample_history(connection)
     reported: list[int] = []
     async with verification.snapshot(connection):
         await verification.verify_log(connection, report=reported.append)
@@ -720,7 +727,7 @@ async def test_progress_is_reported_at_intervals(
 async def test_memory_does_not_grow_with_the_length_of_the_log(connection: Connection) -> None:
     log_writer = LogWriter(connection)
     for _ in range(10):
-        await log_writer.append(*(said("x" * 20_000) for _ in range(100)))
+        await log_writer.append(*(message_sent("x" * 20_000) for _ in range(100)))
     reported: list[int] = []
     tracemalloc.start()
     try:

@@ -17,8 +17,8 @@ from service.history import snapshots
 from service.history.time_travel import state_at
 from service.whatif import OtherRules, Report, Simulation
 from service.whatif.reader import judge
-from tests.support.log import LogWriter, new_id, said, whole_log
-from tests.support.parts import connected, running_writer, submit
+from tests.support.components import connected, running_writer, submit
+from tests.support.log import LogWriter, message_sent, new_id, whole_log
 from tests.support.random_history import RandomHistory
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def _judge_log(
 
 async def _record_history(dsn: str, commands: int) -> None:
     async with running_writer(dsn, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
-        await RandomHistory(seed=3).live(writer, commands)
+        await RandomHistory(seed=3).submit_commands(writer, commands)
 
 
 async def test_log_is_judged_like_a_list_for_any_size_of_pages(database: str) -> None:
@@ -130,7 +130,7 @@ async def test_event_type_of_newer_software_is_refused(database: str) -> None:
     async with connected(database) as connection:
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(said("hello"), type="tokens_lent")
+        await log_writer.append(message_sent("hello"), type="tokens_lent")
         with pytest.raises(UnknownEventType, match="tokens_lent"):
             await _judge_log(connection, OtherRules())
 

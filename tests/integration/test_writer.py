@@ -21,8 +21,7 @@ from service.clock import DatabaseClock
 from service.decide import decide
 from service.requests import CommandFailed, QueueFull, Request, Stopping, Unavailable
 from service.writing.writer import Writer
-from tests.support.log import LogWriter, joined, said, texts, whole_log
-from tests.support.parts import (
+from tests.support.components import (
     connected,
     lock_is_awaited,
     lock_is_free,
@@ -32,6 +31,7 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.log import LogWriter, agent_registered, message_sent, message_texts, whole_log
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
@@ -72,7 +72,7 @@ async def test_command_is_answered_with_the_position_of_its_event(writer: Writer
     outcome = await submit(writer, message("hello"))
     events = await assert_log_is_sound(database)
     assert outcome.position == events[-1].position == writer.squad.head.position
-    assert texts(events) == ["hello"]
+    assert message_texts(events) == ["hello"]
 
 
 async def test_concurrent_commands_are_each_answered_with_their_own_event(
@@ -109,7 +109,7 @@ async def test_refused_command_does_not_affect_its_neighbours(writer: Writer, da
         "operation_not_found",
         None,
     ]
-    assert texts(await assert_log_is_sound(database)) == ["before", "after"]
+    assert message_texts(await assert_log_is_sound(database)) == ["before", "after"]
 
 
 @pytest.mark.usefixtures("poison_fails")
@@ -121,7 +121,7 @@ async def test_command_that_cannot_be_decided_fails_alone(writer: Writer, databa
     assert [isinstance(outcome, CommandFailed) for outcome in outcomes] == [
         text == POISON for text in messages
     ]
-    assert texts(await assert_log_is_sound(database)) == ["one", "two", "three"]
+    assert message_texts(await assert_log_is_sound(database)) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
@@ -137,7 +137,7 @@ async def test_command_that_only_the_database_refuses_fails_alone(
     failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, CommandFailed)]
     assert failed == [3, 4, 17]
     stored = [str(number) for number in range(20) if number not in failed]
-    assert texts(await assert_log_is_sound(database)) == stored
+    assert message_texts(await assert_log_is_sound(database)) == stored
     async with connected(database) as connection:
         assert await lock_is_free(connection)
     # The state in memory does not have what the log does not have.
@@ -226,7 +226,7 @@ async def test_append_to_a_full_disk_is_retried_with_backoff(
         await connection.execute("DROP TRIGGER filled ON events")
     await waiting
     assert connected_at[4] - connected_at[0] > 0.1 + 0.2 + 0.4 + 0.8
-    assert texts(await assert_log_is_sound(database)) == ["kept waiting"]
+    assert message_texts(await assert_log_is_sound(database)) == ["kept waiting"]
 
 
 async def test_command_whose_caller_no_longer_waits_is_not_carried_out(database: str) -> None:
@@ -239,7 +239,7 @@ async def test_command_whose_caller_no_longer_waits_is_not_carried_out(database:
     async with running(idle.run()):
         await submit(idle, do.SetPolicy(daily_tokens=1))
         await submit(idle, message("in time"))
-    assert texts(await assert_log_is_sound(database)) == ["in time"]
+    assert message_texts(await assert_log_is_sound(database)) == ["in time"]
 
 
 async def test_draining_writer_answers_waiting_commands_and_accepts_no_more(
@@ -250,7 +250,7 @@ async def test_draining_writer_answers_waiting_commands_and_accepts_no_more(
     assert all(outcome.done() for outcome in waiting)
     with pytest.raises(Stopping):
         await submit(writer, message("too late"))
-    assert len(texts(await assert_log_is_sound(database))) == 50
+    assert len(message_texts(await assert_log_is_sound(database))) == 50
 
 
 async def test_cancelled_writer_leaves_no_caller_waiting(database: str) -> None:
@@ -271,7 +271,7 @@ async def test_observer_that_raises_does_not_prevent_answers(writer: Writer, dat
     writer.observers += [raising, lambda events: observed.extend(event.position for event in events)]
     outcome = await submit(writer, message("once"))
     assert observed[-1] == outcome.position
-    assert texts(await assert_log_is_sound(database)) == ["once"]
+    assert message_texts(await assert_log_is_sound(database)) == ["once"]
 
 
 # Idempotency ------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ async def test_repeat_in_the_same_batch_gets_the_first_answer(writer: Writer, da
         assert repeat.repeated is not None
         assert repeat.repeated.body["id"] == first.reply["id"]
     events = await assert_log_is_sound(database)
-    assert texts(events) == ["once"]
+    assert message_texts(events) == ["once"]
     assert _answers(events) == 1
 
 
@@ -299,7 +299,7 @@ async def test_repeat_in_a_later_batch_gets_the_first_answer(writer: Writer, dat
     repeat = await submit(writer, message("once"), key="k", fingerprint="f")
     assert repeat.repeated is not None
     assert repeat.repeated.body == {"id": first.reply["id"], "position": first.position}
-    assert texts(await assert_log_is_sound(database)) == ["once"]
+    assert message_texts(await assert_log_is_sound(database)) == ["once"]
 
 
 async def test_repeat_with_another_body_is_refused(writer: Writer, database: str) -> None:
@@ -313,7 +313,7 @@ async def test_repeat_with_another_body_is_refused(writer: Writer, database: str
     ]
     codes = [outcome.refusal and outcome.refusal.code for outcome in outcomes]
     assert codes == [None, "idempotency_mismatch", None, "idempotency_mismatch"]
-    assert texts(await assert_log_is_sound(database)) == ["once", "new"]
+    assert message_texts(await assert_log_is_sound(database)) == ["once", "new"]
 
 
 async def test_repeat_at_another_writer_gets_the_first_answer(writer: Writer, database: str) -> None:
@@ -327,7 +327,7 @@ async def test_repeat_at_another_writer_gets_the_first_answer(writer: Writer, da
         if outcome.repeated:
             assert outcome.repeated.body["id"] == first.reply["id"]
     events = await assert_log_is_sound(database)
-    assert texts(events) == ["once"]
+    assert message_texts(events) == ["once"]
     assert _answers(events) == 1
 
 
@@ -351,13 +351,13 @@ async def test_writer_decides_under_the_lock_after_a_lost_race_and_returns_to_on
         await submit(writer, message("alone"))
         assert not writer.contended
         await log_writer.catch_up()
-        await log_writer.append(said("somebody else", agent="alice"))
+        await log_writer.append(message_sent("somebody else", agent="alice"))
         await submit(writer, message("beaten to it"))
         assert writer.contended
         await submit(writer, message("alone again"))
         assert not writer.contended
         assert await lock_is_free(connection)
-        assert texts(await whole_log(connection)) == [
+        assert message_texts(await whole_log(connection)) == [
             "alone",
             "somebody else",
             "beaten to it",
@@ -382,7 +382,7 @@ async def test_commands_that_arrive_while_the_lock_is_awaited_join_the_batch(
         assert isinstance(failed, CommandFailed)
         assert not isinstance(second, Exception)
         assert not isinstance(third, Exception)
-        assert texts(await assert_log_is_sound(database)) == ["first", "second", "third"]
+        assert message_texts(await assert_log_is_sound(database)) == ["first", "second", "third"]
         # They were appended together, or in halves if it was the database that refused one of them.
         sent = [event for event in await whole_log(connection) if event.type == MessageSent.type]
         halved = "the database refused" in str(failed).lower()
@@ -403,7 +403,7 @@ async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(
         writer.observers.append(lambda events: observed.extend(event.position for event in events))
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(*(joined(name) for name in ("alice", "bob", "carol")))
+        await log_writer.append(*(agent_registered(name) for name in ("alice", "bob", "carol")))
         await eventually(lambda: writer.squad.head.position == log_writer.head.position)
         assert observed == [
             log_writer.head.position - 2,
@@ -416,7 +416,7 @@ async def test_writer_reads_others_events_without_any_hint(writer: Writer, datab
     async with connected(database) as connection:
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(joined("unheard"))
+        await log_writer.append(agent_registered("unheard"))
     await eventually(lambda: writer.squad.head.position == log_writer.head.position, within_seconds=3)
 
 
@@ -439,7 +439,7 @@ async def test_unknown_event_stops_the_writer_and_is_reported(writer: Writer, da
     async with connected(database) as connection:
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
-        await log_writer.append(joined("newcomer"), schema_version=9)
+        await log_writer.append(agent_registered("newcomer"), schema_version=9)
         with pytest.raises(Unavailable):
             await submit(writer, message("hello"), timeout_seconds=0.5)
         await eventually(lambda: writer.problem and "agent_registered v9" in writer.problem)
@@ -480,7 +480,7 @@ async def test_wrong_clock_is_corrected_and_the_command_carried_out(
         assert not writer.contended
     assert sum("clock" in record.message for record in caplog.records) >= 3
     events = await assert_log_is_sound(database)
-    assert texts(events) == ["0", "1", "2"]
+    assert message_texts(events) == ["0", "1", "2"]
     now = datetime.now(UTC)
     assert all(abs(event.recorded_at - now) < timedelta(minutes=1) for event in events)
 
@@ -519,7 +519,7 @@ async def test_time_stands_still_while_the_databases_clock_is_behind_the_log(
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
         later = datetime.now(UTC) + timedelta(minutes=5)
-        await log_writer.append(joined("from later"), at=later)
+        await log_writer.append(agent_registered("from later"), at=later)
     await submit(writer, message("after it"))
     (*_, before, last) = await assert_log_is_sound(database)
     assert (before.recorded_at, last.recorded_at) == (later, later)

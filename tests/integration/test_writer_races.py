@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eventstore import codec
 from eventstore.events import ConflictDetected, OperationStarted, TokensDenied, TokensReserved
 from service import commands as do
-from tests.support.parts import running_listener, running_writer, submit
+from tests.support.components import running_listener, running_writer, submit
 from tests.support.verify import assert_log_is_sound
 
 if TYPE_CHECKING:

@@ -46,9 +46,9 @@ class Agents:
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[Call] = []
-        self.busy: Counter[str] = Counter()
+        self.in_flight: Counter[str] = Counter()
         """The number of calls in flight, by path."""
-        self.busiest: Counter[str] = Counter()
+        self.max_in_flight: Counter[str] = Counter()
         """The maximum number of calls in flight, by path; the empty path stands for all calls."""
         self.stopping = asyncio.Event()
         self._behaviours: defaultdict[str, list[Behaviour]] = defaultdict(lambda: [answers({})])
@@ -68,13 +68,13 @@ class Agents:
         self.calls.append(Call(path, request.headers.copy(), await request.read(), now))
         behaviours = self._behaviours[path]
         behaviour = behaviours.pop(0) if len(behaviours) > 1 else behaviours[0]
-        self.busy[path] += 1
-        self.busiest[path] = max(self.busiest[path], self.busy[path])
-        self.busiest[""] = max(self.busiest[""], self.busy.total())
+        self.in_flight[path] += 1
+        self.max_in_flight[path] = max(self.max_in_flight[path], self.in_flight[path])
+        self.max_in_flight[""] = max(self.max_in_flight[""], self.in_flight.total())
         try:
             return await behaviour(request)
         finally:
-            self.busy[path] -= 1
+            self.in_flight[path] -= 1
 
 
 @contextlib.asynccontextmanager
@@ -151,7 +151,7 @@ def hangs_up() -> Behaviour:
     return behave
 
 
-def stops_short() -> Behaviour:
+def truncates_answer() -> Behaviour:
     """Half an answer, after which the connection is closed."""
 
     async def behave(request: web.Request) -> web.StreamResponse:

@@ -20,7 +20,7 @@ def documented_query() -> str:
     return _sql_in(r"^```sql$(.*?)^```$")
 
 
-def sql_for_keys_that_came_back() -> str:
+def sql_for_restored_keys() -> str:
     """The statements in docs/audit.md for destroyed keys that a restored backup has brought back."""
     return _sql_in(r"^  ```sql$(.*?)^  ```$")
 
@@ -36,7 +36,7 @@ async def first_bad_position_by_sql(connection: Connection) -> int | None:
     return row[0] if row else None
 
 
-def verdict_in_plain_python(file: Path) -> tuple[int, str]:
+def verify_in_plain_python(file: Path) -> tuple[int, str]:
     """The exit code and output of docs/verify_export.py for a file, on a Python without our packages."""
     command = [sys.executable, "-I", "-S", str(VERIFIER), str(file)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

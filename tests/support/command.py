@@ -1,6 +1,6 @@
 """The `squad` command as users run it, in a separate process.
 
-Normally that is a fork of a process that has loaded the command (tests/support/forked.py). With
+Normally that is a fork of a process that has loaded the command (tests/support/forked_command.py). With
 `command=SQUAD`, or if an environment variable is given that Python reads at startup, it is the installed
 command, found, started and loaded as for users.
 """
@@ -12,20 +12,29 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.support.forked import SQUAD, ForkedWithPipes, can_be_forked, fork
+from tests.support.forked_command import SQUAD, AsyncForkedProcess, can_be_forked, fork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-__all__ = ["ENDS_WITHIN_SECONDS", "SQUAD", "Ended", "end", "finished", "squad", "squad_command", "start"]
+__all__ = [
+    "ENDS_WITHIN_SECONDS",
+    "SQUAD",
+    "CommandResult",
+    "end",
+    "squad",
+    "squad_command",
+    "squad_output",
+    "start",
+]
 
-Process = asyncio.subprocess.Process | ForkedWithPipes
+Process = asyncio.subprocess.Process | AsyncForkedProcess
 
 ENDS_WITHIN_SECONDS = 60
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """A command that has exited."""
 
     code: int
@@ -37,7 +46,7 @@ class Ended(NamedTuple):
         assert (self.code, self.errors) == (0, ""), self
         return self.output.removesuffix("\n").split("\n") if self.output else []
 
-    def complaint(self) -> str:
+    def error_line(self) -> str:
         """The one line that it printed to stderr; fails unless it failed."""
         assert self.code not in (0, None)
         assert self.output == ""
@@ -64,15 +73,15 @@ async def start(
     )
 
 
-async def end(process: Process) -> Ended:
+async def end(process: Process) -> CommandResult:
     """Wait until a command exits."""
     async with asyncio.timeout(ENDS_WITHIN_SECONDS):
         output, errors = await process.communicate()
     assert process.returncode is not None
-    return Ended(process.returncode, output.decode(), errors.decode())
+    return CommandResult(process.returncode, output.decode(), errors.decode())
 
 
-async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
+async def squad(folder: Path, *arguments: str, **settings: str) -> CommandResult:
     """Run the command until it exits."""
     return await end(await start(folder, *arguments, **settings))
 
@@ -91,7 +100,7 @@ async def squad_command(
         await process.communicate()
 
 
-async def finished(*arguments: str, cwd: Path) -> str:
+async def squad_output(*arguments: str, cwd: Path) -> str:
     """Run the command, which must succeed; return its output."""
     ended = await squad(cwd, *arguments)
     assert ended.code == 0, ended.errors

@@ -124,7 +124,7 @@ class FakeModel:
         self.content = content
         self.status = status
         self.delay_seconds = delay_seconds
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.then_clock_recorded: Callable[[], None] = lambda: None
         """Called while an answer is awaited."""
 
@@ -135,7 +135,7 @@ class FakeModel:
         return app
 
     async def _complete(self, request: web.Request) -> web.Response:
-        self.asked.append(await request.json())
+        self.requests.append(await request.json())
         self.then_clock_recorded()
         await asyncio.sleep(self.delay_seconds)
         answer = {

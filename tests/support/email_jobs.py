@@ -8,19 +8,19 @@ from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from service import commands as do
 from tests.support.agents import answers
+from tests.support.components import submit
 from tests.support.jobs import define
-from tests.support.parts import submit
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from tests.support.agents import Behaviour
-    from tests.support.jobs import Member
+    from tests.support.jobs import JobProcess
 
 AGENT = "email_agent"
 
 
-async def emails(member: Member, count: int, *, classified: bool = False) -> list[str]:
+async def log_emails(job_process: JobProcess, count: int, *, classified: bool = False) -> list[str]:
     """Log unprocessed e-mails; return their ids, oldest first."""
     found = []
     for number in range(count):
@@ -30,32 +30,32 @@ async def emails(member: Member, count: int, *, classified: bool = False) -> lis
             category="quote" if classified else "unclassified",
             status="classified" if classified else "unread",
         )
-        found.append(str((await submit(member.writer, logged)).reply["id"]))
+        found.append(str((await submit(job_process.writer, logged)).reply["id"]))
     return found
 
 
-async def email_job(member: Member, task: str, timeout_seconds: float = 30.0) -> None:
+async def email_job(job_process: JobProcess, task: str, timeout_seconds: float = 30.0) -> None:
     """Define a job for a built-in task that runs only when requested."""
-    await define(member, task, task=task, agent=AGENT, timeout_seconds=timeout_seconds)
+    await define(job_process, task, task=task, agent=AGENT, timeout_seconds=timeout_seconds)
 
 
-def assert_nothing_is_held(member: Member) -> None:
+def assert_nothing_is_held(job_process: JobProcess) -> None:
     """Fail if any claim or reservation is left."""
-    squad = member.writer.squad
+    squad = job_process.writer.squad
     assert not list(squad.all(OPERATIONS))
     assert not list(squad.all(RESERVATIONS))
     assert squad.day is not None
     assert squad.day.reserved == 0
 
 
-def classifies(member: Member) -> Behaviour:
+def classifying_agent(job_process: JobProcess) -> Behaviour:
     """An agent that classifies its e-mails and answers."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         change = do.UpdateEmail(
             email_id=(await request.json())["email_id"], category="quote", status="classified"
         )
-        await submit(member.writer, change)
+        await submit(job_process.writer, change)
         return await answers({})(request)
 
     return behave

@@ -9,8 +9,8 @@ from psycopg import sql
 
 from eventstore import sealing
 from eventstore.events import SubjectForgotten
+from tests.support.components import SCHEMA, connected
 from tests.support.log import stored_log
-from tests.support.parts import SCHEMA, connected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 
-async def everything(dsn: str, schema: str = SCHEMA) -> str:
+async def all_rows_as_text(dsn: str, schema: str = SCHEMA) -> str:
     """All rows of all tables of the squad, as text."""
     async with connected(dsn, schema) as connection:
         cursor = await connection.execute(
@@ -36,23 +36,23 @@ async def everything(dsn: str, schema: str = SCHEMA) -> str:
     return "\n".join(rows)
 
 
-async def remains(dsn: str, texts: Iterable[str]) -> list[str]:
+async def find_remains(dsn: str, texts: Iterable[str]) -> list[str]:
     """Return those of the texts that some table of the squad contains.
 
     Each text must have a character that base64 does not use, or a ciphertext may contain it by chance.
     """
-    found = await everything(dsn)
+    found = await all_rows_as_text(dsn)
     # The text of a row may have characters other than letters in escaped form.
     return [text for text in texts if text in found or text.encode().hex() in found]
 
 
-async def keys_there(connection: Connection) -> set[str]:
+async def stored_key_ids(connection: Connection) -> set[str]:
     """The ids of all keys."""
     cursor = await connection.execute("SELECT id::text FROM subject_keys")
     return {key_id for (key_id,) in await cursor.fetchall()}
 
 
-async def assert_keys_were_used_in_time(dsn: str) -> int:
+async def assert_keys_existed_when_used(dsn: str) -> int:
     """Fail unless every event is encrypted with a key that exists, or that was destroyed after the event.
 
     Returns:
@@ -67,7 +67,7 @@ async def assert_keys_were_used_in_time(dsn: str) -> int:
                 destroyed.setdefault(orjson.loads(row.data)["key_id"], row.position)
             elif key_id := sealing.key_of(row):
                 encrypted.append((row.position, key_id))
-        existing = await keys_there(connection)
+        existing = await stored_key_ids(connection)
     assert not existing & destroyed.keys(), "a destroyed key still exists"
     for position, key_id in encrypted:
         assert key_id in existing or destroyed.get(key_id, 0) > position, (

@@ -1,7 +1,7 @@
 """A process that loads the `squad` command once and runs it in forks of itself.
 
 It is started as ``python -m tests.support.fork_server SOCKET``.
-Its client is tests/support/forked.py.
+Its client is tests/support/forked_command.py.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from service.requests import Request, Stopping
 from service.scheduling.calls import AgentClient
 from service.scheduling.scheduler import Scheduler
 from service.writing.writer import SUBMIT_TIMEOUT_SECONDS, Writer
+from tests.support.components import SCHEMA, connected, encryption_requested, running_listener, submit
 from tests.support.log import whole_log
-from tests.support.parts import SCHEMA, connected, is_to_encrypt, running_listener, submit
 from tests.support.verify import fold
 from tests.support.wait import eventually
 
@@ -38,7 +38,7 @@ NEVER = "300d"
 """An interval so long that a job runs only when requested."""
 
 
-class Member:
+class JobProcess:
     """A process that runs jobs; it records every event that it sees."""
 
     def __init__(self, writer: Writer, scheduler: Scheduler, keyring: Keyring) -> None:
@@ -49,7 +49,7 @@ class Member:
         """Every event that the process has seen."""
         self.tasks: list[asyncio.Task[None]] = []
 
-    def told(self, kind: type[E], **fields: object) -> list[E]:
+    def find_events(self, kind: type[E], **fields: object) -> list[E]:
         """The events of a type with these field values."""
         items = (
             sealing.reveal_event(item, self.keyring._secrets) for item in self.log if item.type == kind.type
@@ -73,10 +73,10 @@ class Member:
         assert outcome.refusal is None, outcome.refusal
         return str(outcome.reply["id"])
 
-    async def finished(self, run_id: str, *, within_seconds: float = 10.0) -> RunFinished:
+    async def wait_for_run(self, run_id: str, *, within_seconds: float = 10.0) -> RunFinished:
         """Wait until a run has ended; return its last event."""
         ended = await eventually(
-            partial(self.told, RunFinished, run_id=run_id),
+            partial(self.find_events, RunFinished, run_id=run_id),
             within_seconds=within_seconds,
             describe=f"run {run_id} ends",
         )
@@ -84,9 +84,9 @@ class Member:
 
     async def carry_out(self, job: str) -> RunFinished:
         """Run a job and wait until the run has ended."""
-        return await self.finished(await self.run_now(job))
+        return await self.wait_for_run(await self.run_now(job))
 
-    def before(self, kind: type[do.Command], callback: Callable[[], Awaitable[object]]) -> None:
+    def call_before(self, kind: type[do.Command], callback: Callable[[], Awaitable[object]]) -> None:
         """Call `callback` before each command of this type is submitted to the writer."""
         submit = self.writer.submit
 
@@ -99,7 +99,7 @@ class Member:
 
         self.writer.submit = submit_later  # type: ignore[method-assign] # for the rest of the test
 
-    def vanish(self) -> None:
+    def crash(self) -> None:
         """End like a killed process, without submitting or releasing anything more."""
         self.writer.observers.clear()
         for task in self.tasks:
@@ -113,55 +113,57 @@ class Member:
 
 
 @contextlib.asynccontextmanager
-async def running_member(
+async def running_job_process(
     dsn: str,
     agents_url: str = "http://127.0.0.1:9",
     *,
     runner: str = "one",
     encrypt: bool | None = None,
     **secrets: str,
-) -> AsyncIterator[Member]:
+) -> AsyncIterator[JobProcess]:
     """A process that runs jobs, in a squad whose orchestrator is started; stopped gracefully at the end."""
     clock = DatabaseClock()
     async with running_listener(dsn) as listener, AgentClient(agents_url, secrets) as client:
         keyring = Keyring()
-        encrypt = is_to_encrypt() if encrypt is None else encrypt
+        encrypt = encryption_requested() if encrypt is None else encrypt
         writer = Writer(dsn, SCHEMA, clock, listener.events, keyring=keyring, encrypt=encrypt)
         scheduler = Scheduler(writer, clock, client, runner)
-        member = Member(writer, scheduler, keyring)
-        writer.observers += [member.log.extend, scheduler.observe]
+        job_process = JobProcess(writer, scheduler, keyring)
+        writer.observers += [job_process.log.extend, scheduler.observe]
         writer.on_replaced.append(scheduler.cancel_lost_runs)
-        member.tasks = [asyncio.create_task(writer.run())]
+        job_process.tasks = [asyncio.create_task(writer.run())]
         try:
             await submit(writer, do.SetPolicy(daily_tokens=1_000_000))
             await submit(writer, do.StartOrchestrator(only_if_new=True))
-            await _recall(member, dsn)
-            member.tasks.append(asyncio.create_task(scheduler.run()))
-            yield member
+            await _recall(job_process, dsn)
+            job_process.tasks.append(asyncio.create_task(scheduler.run()))
+            yield job_process
             await scheduler.stop()
         finally:
-            for task in member.tasks:
+            for task in job_process.tasks:
                 task.cancel()
-            ends = await asyncio.gather(*member.tasks, return_exceptions=True)
+            ends = await asyncio.gather(*job_process.tasks, return_exceptions=True)
         for end in ends:
             assert end is None or isinstance(end, asyncio.CancelledError), f"a task ended with {end!r}"
 
 
-async def _recall(member: Member, dsn: str) -> None:
+async def _recall(job_process: JobProcess, dsn: str) -> None:
     """Prepend the events from before the process started to those it has seen."""
     async with connected(dsn) as connection:
         before = await whole_log(connection)
-    member.log[:] = [*before, *(item for item in member.log if item.position > len(before))]
+    job_process.log[:] = [*before, *(item for item in job_process.log if item.position > len(before))]
 
 
-async def define(member: Member, name: str, /, *, agent: str | None = "worker", **spec: Any) -> None:
+async def define(
+    job_process: JobProcess, name: str, /, *, agent: str | None = "worker", **spec: Any
+) -> None:
     """Define a job, which by default calls an endpoint of its own."""
-    if agent and member.writer.squad.rows(AGENTS).get(agent) is None:
-        await submit(member.writer, do.RegisterAgent(name=agent, role="test"))
+    if agent and job_process.writer.squad.rows(AGENTS).get(agent) is None:
+        await submit(job_process.writer, do.RegisterAgent(name=agent, role="test"))
     if "task" not in spec:
         spec = {"endpoint": f"/{name}", **spec}
     if "cron" not in spec:
         spec = {"every": NEVER, **spec}
     definition = JobSpec(agent=agent, **spec).definition()
-    outcome = await submit(member.writer, do.DefineJob(name=name, source="api", definition=definition))
+    outcome = await submit(job_process.writer, do.DefineJob(name=name, source="api", definition=definition))
     assert outcome.refusal is None, outcome.refusal

@@ -9,7 +9,7 @@ from service import api_keys
 from service import commands as do
 from service.clock import DatabaseClock
 from service.writing.writer import Writer
-from tests.support.parts import SCHEMA, running, submit
+from tests.support.components import SCHEMA, running, submit
 
 if TYPE_CHECKING:
     from eventstore.events import KeyScope

@@ -1,8 +1,8 @@
 """`squad` with faults whose exceptions contain client texts: `python tests/support/leaky_squad.py up ...`.
 
-A message that contains `STUMBLE` makes its decision fail.
+A message that contains `FAIL_IN_REQUEST` makes its decision fail.
 A task title that contains it makes its request fail.
-Data that contains `LATER` makes an observer of the log fail, and a background task.
+Data that contains `FAIL_IN_BACKGROUND` makes an observer of the log fail, and a background task.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STUMBLE = "stumble"
-LATER = "later"
+FAIL_IN_REQUEST = "stumble"
+FAIL_IN_BACKGROUND = "later"
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve()))
 """The script to run in place of `squad`."""
@@ -37,7 +37,7 @@ def main() -> None:
     publish = Writer._publish
 
     def deciding(state: Any, command: Any, at: Any) -> Any:
-        if isinstance(command, SendMessage) and STUMBLE in command.message:
+        if isinstance(command, SendMessage) and FAIL_IN_REQUEST in command.message:
             try:
                 vars(Writer)[command.message]
             except KeyError as error:
@@ -45,13 +45,13 @@ def main() -> None:
         return decide(state, command, at)
 
     async def carrying_out(services: Any, request: Any) -> Any:
-        if isinstance(request.command, CreateTask) and STUMBLE in request.command.title:
+        if isinstance(request.command, CreateTask) and FAIL_IN_REQUEST in request.command.title:
             raise TypeError(f"cannot carry out {request!r}")
         return await carry_out(services, request)
 
     def publishing(writer: Writer, recorded: Sequence[Any], events: Sequence[Any]) -> None:
         for one in recorded:
-            if LATER in one.data:
+            if FAIL_IN_BACKGROUND in one.data:
                 writer.observers.append(lambda page: (_ for _ in ()).throw(RuntimeError(str(page))))
                 asyncio.get_running_loop().create_task(_fail(one.data))
         publish(writer, recorded, events)

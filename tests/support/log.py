@@ -24,13 +24,13 @@ def new_id() -> str:
     return str(uuid7())
 
 
-def said(text: str, *, agent: str = "alice") -> MessageSent:
+def message_sent(text: str, *, agent: str = "alice") -> MessageSent:
     return MessageSent(
         message_id=new_id(), agent=agent, to_agent=None, message=text, task_id=None, data=None
     )
 
 
-def joined(agent: str) -> AgentRegistered:
+def agent_registered(agent: str) -> AgentRegistered:
     return AgentRegistered(
         agent=agent, agent_id=new_id(), role="tester", url=None, priority=0, automatic=False
     )
@@ -107,7 +107,7 @@ async def whole_log(connection: Connection) -> list[Recorded]:
     return await sealing.reveal(connection, await stored_log(connection))
 
 
-def texts(events: Sequence[Recorded]) -> list[str]:
+def message_texts(events: Sequence[Recorded]) -> list[str]:
     """The texts of those events that are messages."""
     decoded = (codec.decode(recorded) for recorded in events)
     return [event.message for event in decoded if isinstance(event, MessageSent)]

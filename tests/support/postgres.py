@@ -89,7 +89,7 @@ class PostgresServer:
         name = f"squad_template_{uuid.uuid4().hex}"
         self.execute("CREATE DATABASE {}", name)
         try:
-            run_apart(schema.apply(make_conninfo(self.dsn, dbname=name), SQUAD_SCHEMA))
+            run_in_thread(schema.apply(make_conninfo(self.dsn, dbname=name), SQUAD_SCHEMA))
             # A template with open connections cannot be copied.
             self.execute("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
             yield name
@@ -152,9 +152,9 @@ def _embedded() -> Iterator[str]:
     folder = temporary_folder("squad-test-")
     server = EmbeddedPostgres(folder)
     try:
-        yield run_apart(server.start())
+        yield run_in_thread(server.start())
     finally:
-        run_apart(server.stop())
+        run_in_thread(server.stop())
         shutil.rmtree(folder)
 
 
@@ -215,7 +215,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def run_apart(work: Coroutine[Any, Any, Value]) -> Value:
+def run_in_thread(work: Coroutine[Any, Any, Value]) -> Value:
     """Run a coroutine in a separate thread and event loop, apart from the loops of the tests."""
     with ThreadPoolExecutor(max_workers=1) as executor:
         return executor.submit(asyncio.run, work).result()

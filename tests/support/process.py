@@ -1,6 +1,6 @@
 """The service as users run it: `squad up` in a separate process, stopped at the end of a block.
 
-The process is a fork of one that has loaded the command (tests/support/forked.py).
+The process is a fork of one that has loaded the command (tests/support/forked_command.py).
 A program can be given instead: `INSTALLED` is the command as it is found, started and loaded for users.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from tests.support.forked import SQUAD, Forked, can_be_forked, start_fork_server
+from tests.support.forked_command import SQUAD, ForkedProcess, can_be_forked, start_fork_server
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ServiceProcess:
         # Also its working folder, so that it does not read the developer's squad.toml.
         self._folder = Path(tempfile.mkdtemp(prefix="squad-process-"))
         self._output, self._errors = self._folder / "stdout", self._folder / "stderr"
-        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._program = program if program or can_be_forked(settings) else INSTALLED
         self._arguments = ("up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
@@ -79,14 +79,14 @@ class ServiceProcess:
     async def stop(self, *, within_seconds: float = 10.0) -> int:
         """Ask the process to stop, as a service manager does; return its exit code."""
         self.send(signal.SIGTERM)
-        return await self.ended(within_seconds=within_seconds)
+        return await self.wait_for_exit(within_seconds=within_seconds)
 
     async def kill(self) -> None:
         """Kill the process."""
         self.send(signal.SIGKILL)
-        await self.ended()
+        await self.wait_for_exit()
 
-    async def ended(self, *, within_seconds: float = 10.0) -> int:
+    async def wait_for_exit(self, *, within_seconds: float = 10.0) -> int:
         """Wait until the process exits; return its exit code."""
         process = self._process
         assert process is not None
@@ -126,7 +126,7 @@ class ServiceProcess:
         """The lines that it has logged so far."""
         return self._errors.read_text().splitlines()
 
-    def story(self) -> str:
+    def output(self) -> str:
         """Its output so far; only the end if it is long."""
         text = self._output.read_text() + self._errors.read_text() if self._output.exists() else ""
         return f"output of `squad up`:\n{text[-_SHOWN_CHARACTERS:] or '(nothing)'}"
@@ -143,7 +143,7 @@ class ServiceProcess:
             await start_fork_server()
         self._process = self._spawn()
 
-    def _spawn(self) -> subprocess.Popen[bytes] | Forked:
+    def _spawn(self) -> subprocess.Popen[bytes] | ForkedProcess:
         with (
             Path(os.devnull).open("rb") as empty,
             self._output.open("wb") as output,
@@ -158,7 +158,7 @@ class ServiceProcess:
                     stdout=output,
                     stderr=errors,
                 )
-            return Forked(
+            return ForkedProcess(
                 *self._arguments,
                 cwd=self._folder,
                 env=self._environment,
@@ -196,19 +196,19 @@ async def squad_up(
         await service.start()
         yield service
     except BaseException as error:
-        error.add_note(service.story())
+        error.add_note(service.output())
         raise
     finally:
         service.clean_up()
 
 
-async def refused_start(*, dsn: str, **settings: str) -> str:
+async def failed_start_output(*, dsn: str, **settings: str) -> str:
     """The output of a service that must fail to start."""
     service = ServiceProcess(dsn=dsn, data=None, settings=settings)
     try:
         await service._launch()
-        assert await service.ended(within_seconds=_LISTENS_WITHIN_SECONDS) != 0, service.story()
-        return service.story()
+        assert await service.wait_for_exit(within_seconds=_LISTENS_WITHIN_SECONDS) != 0, service.output()
+        return service.output()
     finally:
         service.clean_up()
 

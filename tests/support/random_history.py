@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from service import api_keys
 from service import commands as do
 from service.job_spec import JobSpec
-from tests.support.parts import submit
+from tests.support.components import submit
 
 if TYPE_CHECKING:
     import asyncio
@@ -67,32 +67,32 @@ class RandomHistory:
             case _:
                 return do.RecordUsage(agent=agent, tokens=tokens)
 
-    def adjust(self, command: do.AnyCommand, outcome: Outcome) -> None:
+    def note_outcome(self, command: do.AnyCommand, outcome: Outcome) -> None:
         """Remember what a command started, so that later commands can continue it."""
         kind = _STARTING.get(type(command))
         if kind and outcome.refusal is None:
             self._started.setdefault(kind, []).append(outcome.reply["id"])
 
-    async def live(self, writer: Writer, commands: int) -> list[Outcome]:
+    async def submit_commands(self, writer: Writer, commands: int) -> list[Outcome]:
         """Submit this many commands, one after another."""
         outcomes = []
         for _ in range(commands):
             command = self.next()
             outcomes.append(await submit(writer, command))
-            self.adjust(command, outcomes[-1])
+            self.note_outcome(command, outcomes[-1])
         return outcomes
 
-    async def live_until(self, enough: asyncio.Event, writer: Writer) -> None:
+    async def submit_until(self, enough: asyncio.Event, writer: Writer) -> None:
         """Submit commands, one after another, until the event is set."""
         while not enough.is_set():
-            await self.live(writer, 10)
+            await self.submit_commands(writer, 10)
 
     def _pick(self, kind: str) -> str | None:
         started = self._started.get(kind)
         return self._random.choice(started) if started else None
 
 
-async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
+async def submit_history_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
     """Submit a random history with a job, a run and a key, so that every read table has rows."""
     key = api_keys.make()
     for command in (
@@ -104,7 +104,7 @@ async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None
     ):
         outcome = await submit(writer, command)
         assert outcome.refusal is None, outcome.refusal
-    await RandomHistory(seed).live(writer, commands)
+    await RandomHistory(seed).submit_commands(writer, commands)
 
 
 _STARTING: dict[type[do.Command], str] = {

@@ -74,17 +74,17 @@ class Server:
         for segment in shared:
             segment.unlink(missing_ok=True)
 
-    async def ask(self, statement: LiteralString | sql.Composed) -> Any:
+    async def query(self, statement: LiteralString | sql.Composed) -> Any:
         """The single value that a statement returns, or None."""
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             cursor = await connection.execute(statement)
             row = await cursor.fetchone() if cursor.description else None
         return row[0] if row else None
 
-    async def set(self, statement: LiteralString | sql.Composed) -> None:
+    async def configure(self, statement: LiteralString | sql.Composed) -> None:
         """Change a setting of the running server."""
-        await self.ask(statement)
-        await self.ask("SELECT pg_reload_conf()")
+        await self.query(statement)
+        await self.query("SELECT pg_reload_conf()")
 
     async def copy_to(self, other: Server, *options: str) -> None:
         """Create the other server from a base backup of this one."""
@@ -130,18 +130,18 @@ class Pair:
         await self.primary.start()
         await self.primary.copy_to(self.standby, "--write-recovery-conf")
         await self.standby.start()
-        await self.primary.set("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        await self.primary.configure("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
         await eventually(self._standby_is_synchronous, within_seconds=30, describe="the standby follows")
 
     async def disconnect_standby(self) -> None:
         """Disconnect the standby from the primary."""
-        self._primary_conninfo = await self.standby.ask("SELECT current_setting('primary_conninfo')")
-        await self.standby.set("ALTER SYSTEM SET primary_conninfo = ''")
+        self._primary_conninfo = await self.standby.query("SELECT current_setting('primary_conninfo')")
+        await self.standby.configure("ALTER SYSTEM SET primary_conninfo = ''")
         await eventually(self._standby_is_gone, within_seconds=30, describe="the standby is disconnected")
 
     async def reconnect_standby(self) -> None:
         """Reconnect the standby."""
-        await self.standby.set(
+        await self.standby.configure(
             sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(self._primary_conninfo))
         )
         await eventually(self._standby_is_synchronous, within_seconds=30, describe="the standby follows")
@@ -153,20 +153,22 @@ class Pair:
 
     async def promote(self) -> None:
         """Promote the standby."""
-        assert await self.standby.ask("SELECT pg_promote()")
+        assert await self.standby.query("SELECT pg_promote()")
 
     async def waiting_commits(self) -> int:
         """The number of commits that wait for the standby."""
-        waiting = await self.primary.ask(
+        waiting = await self.primary.query(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         )
         return int(waiting)
 
     async def _standby_is_synchronous(self) -> bool:
-        return bool(await self.primary.ask("SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication"))
+        return bool(
+            await self.primary.query("SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication")
+        )
 
     async def _standby_is_gone(self) -> bool:
-        return bool(await self.primary.ask("SELECT count(*) = 0 FROM pg_stat_replication"))
+        return bool(await self.primary.query("SELECT count(*) = 0 FROM pg_stat_replication"))
 
 
 def _shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:

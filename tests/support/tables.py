@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from eventstore.listener import Hints
 from projections.projector import Projector
-from tests.support.parts import SCHEMA, running, running_writer
-from tests.support.random_history import live_with_jobs
+from tests.support.components import SCHEMA, running, running_writer
+from tests.support.random_history import submit_history_with_jobs
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -25,11 +25,13 @@ async def project(dsn: str, schema: str = SCHEMA) -> None:
 async def fill_all_tables(dsn: str, seed: int) -> None:
     """Record a history that leaves rows in every table."""
     async with running_writer(dsn) as writer:
-        await live_with_jobs(writer, seed, 300)
+        await submit_history_with_jobs(writer, seed, 300)
     await project(dsn)
 
 
-async def standings(connection: Connection) -> dict[str, tuple[int, int, int | None, str | None, int]]:
+async def projection_states(
+    connection: Connection,
+) -> dict[str, tuple[int, int, int | None, str | None, int]]:
     """Position, fold version, failed position, error and generation, by projection."""
     cursor = await connection.execute(
         "SELECT name, position, fold_version, failed_position, error, generation FROM projections"
@@ -39,10 +41,10 @@ async def standings(connection: Connection) -> dict[str, tuple[int, int, int | N
 
 async def generation(connection: Connection) -> int:
     """The generation of the tables."""
-    return int(await one(connection, "SELECT max(generation) FROM projections"))
+    return int(await fetch_value(connection, "SELECT max(generation) FROM projections"))
 
 
-async def one(connection: Connection, query: str) -> Any:
+async def fetch_value(connection: Connection, query: str) -> Any:
     """The single value that a query returns."""
     row = await (await connection.execute(query.encode())).fetchone()
     assert row is not None

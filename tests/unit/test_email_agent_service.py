@@ -103,13 +103,13 @@ async def test_repeated_call_gets_the_first_answer() -> None:
         body = call(one)
         answers = await asyncio.gather(*(client.post(CLASSIFY, json=body) for _ in range(5)))
         reports = [await answer.json() for answer in answers]
-        assert len(model.asked) == 1
+        assert len(model.requests) == 1
         assert all(report == reports[0] for report in reports)
         assert reports[0]["usage"] == {"input_tokens": 120, "output_tokens": 30}
         # The same run goes on with the next e-mail.
         answer = await client.post(CLASSIFY, json={**body, "email_id": other})
         assert (await answer.json())["email_id"] == other
-        assert len(model.asked) == 2
+        assert len(model.requests) == 2
 
 
 async def test_failed_call_can_be_repeated() -> None:
@@ -146,7 +146,7 @@ async def test_language_model_classifies_and_drafts() -> None:
         assert report["by"] == "small-model"
         assert report["usage"] == {"input_tokens": 120, "output_tokens": 30}
     assert squad.emails[email_id]["payload"]["draft"]["text"] == "Dear Anna,\nhere is our draft.\n"
-    first, second = model.asked
+    first, second = model.requests
     assert first["model"] == "small-model"
     assert first["response_format"] == {"type": "json_object"}
     assert "response_format" not in second

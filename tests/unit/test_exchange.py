@@ -27,7 +27,7 @@ from eventstore.exchange import MAX_LINE_BYTES, end_line, event_line, header_lin
 from eventstore.importing import ImportedLog
 from eventstore.keys import Key, StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
-from tests.support.audit import verdict_in_plain_python
+from tests.support.audit import verify_in_plain_python
 from tests.unit.test_bounds import nested
 from tests.unit.test_chain import golden_log
 
@@ -121,7 +121,7 @@ class TestFormat:
         file = tmp_path / ("log.jsonl.gz" if packed else "log.jsonl")
         file.write_bytes(gzip.compress(content) if packed else content)
         last = golden_log()[-1].hash.hex()
-        assert verdict_in_plain_python(file) == (0, f"4 events hold, up to 4: {last}\n")
+        assert verify_in_plain_python(file) == (0, f"4 events hold, up to 4: {last}\n")
 
 
 class TestScriptInTheDocs:
@@ -166,7 +166,7 @@ class TestScriptInTheDocs:
         _refusal_of_the_script(tmp_path, content, name)
 
     def test_script_reports_a_missing_file(self, tmp_path: Path) -> None:
-        code, output = verdict_in_plain_python(tmp_path / "nowhere")
+        code, output = verify_in_plain_python(tmp_path / "nowhere")
         assert (code, output.count("\n")) == (1, 1)
         assert "nowhere cannot be read: [Errno 2] No such file or directory: " in output
 
@@ -175,7 +175,7 @@ def _refusal_of_the_script(folder: Path, content: bytes, name: str = "log") -> s
     """The one line with which docs/verify_export.py rejects a file."""
     file = folder / name
     file.write_bytes(content)
-    code, output = verdict_in_plain_python(file)
+    code, output = verify_in_plain_python(file)
     assert (code, output.count("\n")) == (1, 1), output
     return output
 

@@ -9,7 +9,7 @@ from eventstore import codec
 from eventstore.recorded import Recorded
 from projections import recent_events
 from projections.recent_events import RecentEvents
-from tests.support.log import new_id, said
+from tests.support.log import message_sent, new_id
 
 if TYPE_CHECKING:
     import pytest
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _batch(first: int, last: int) -> tuple[list[Recorded], list[AnyEvent]]:
-    events: list[AnyEvent] = [said(f"message {position}") for position in range(first, last + 1)]
+    events: list[AnyEvent] = [message_sent(f"message {position}") for position in range(first, last + 1)]
     stored = [
         Recorded(
             position=first + index,

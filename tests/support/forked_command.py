@@ -43,7 +43,7 @@ def can_be_forked(settings: Mapping[str, str]) -> bool:
     return sys.platform == "linux" and all(name.startswith(_VARIABLE_PREFIXES) for name in settings)
 
 
-class Forked:
+class ForkedProcess:
     """A forked command, with the interface of `subprocess.Popen`.
 
     Args:
@@ -109,10 +109,12 @@ class Forked:
         return int.from_bytes(reply, "big", signed=True)
 
 
-class ForkedWithPipes:
+class AsyncForkedProcess:
     """A forked command, with the interface of a process from `asyncio.create_subprocess_exec`."""
 
-    def __init__(self, forked: Forked, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
+    def __init__(
+        self, forked: ForkedProcess, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader
+    ) -> None:
         self._forked = forked
         self._ended = asyncio.create_task(_end(forked))
         self.pid = forked.pid
@@ -147,7 +149,7 @@ class ForkedWithPipes:
         self.send_signal(signal.SIGKILL)
 
 
-async def _end(forked: Forked) -> int:
+async def _end(forked: ForkedProcess) -> int:
     loop, exited = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(forked, exited.set)
     try:
@@ -157,17 +159,19 @@ async def _end(forked: Forked) -> int:
     return forked.wait()
 
 
-async def fork(*arguments: str, cwd: Path, env: Mapping[str, str]) -> ForkedWithPipes:
+async def fork(*arguments: str, cwd: Path, env: Mapping[str, str]) -> AsyncForkedProcess:
     """Fork a command with an empty input, and with pipes for its output."""
     await start_fork_server()
     (output, to_output), (errors, to_errors) = os.pipe(), os.pipe()
     empty = os.open(os.devnull, os.O_RDONLY)
     try:
-        forked = Forked(*arguments, cwd=cwd, env=env, stdin=empty, stdout=to_output, stderr=to_errors)
+        forked = ForkedProcess(
+            *arguments, cwd=cwd, env=env, stdin=empty, stdout=to_output, stderr=to_errors
+        )
     finally:
         for descriptor in (empty, to_output, to_errors):
             os.close(descriptor)
-    return ForkedWithPipes(forked, await _reader(output), await _reader(errors))
+    return AsyncForkedProcess(forked, await _reader(output), await _reader(errors))
 
 
 async def start_fork_server() -> None:

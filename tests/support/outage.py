@@ -11,7 +11,7 @@ from service.memory.draft import Draft
 from service.memory.squad import Squad
 from service.requests import Request, Ticket
 from service.writing.batch import decide_batch
-from tests.support.parts import connected
+from tests.support.components import connected
 
 if TYPE_CHECKING:
     from service.commands import AnyCommand
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 AWAY = timedelta(minutes=10)
 
 
-async def recorded_before_the_break(dsn: str, *commands: AnyCommand, away: timedelta = AWAY) -> datetime:
+async def record_before_outage(dsn: str, *commands: AnyCommand, away: timedelta = AWAY) -> datetime:
     """Record these commands as the last ones before an outage; return when they were recorded."""
     async with connected(dsn) as connection:
         now = await log.clock(connection)

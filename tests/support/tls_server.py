@@ -43,7 +43,7 @@ fsync = off
 _ACCESS = "hostssl all all 127.0.0.1/32 scram-sha-256\n"
 
 
-class EncryptedServer(NamedTuple):
+class TlsServer(NamedTuple):
     """Its local port, and the certificate to verify it with."""
 
     port: int
@@ -94,7 +94,7 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def encrypted_server() -> Iterator[EncryptedServer]:
+def tls_server() -> Iterator[TlsServer]:
     """Run the server for the duration of the block; skip the test if no Postgres with TLS is installed."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = str(programs[-1]) if programs else shutil.which("initdb")
@@ -109,7 +109,7 @@ def encrypted_server() -> Iterator[EncryptedServer]:
 
 
 @contextlib.contextmanager
-def _run(programs: Path, folder: Path) -> Iterator[EncryptedServer]:
+def _run(programs: Path, folder: Path) -> Iterator[TlsServer]:
     user, data = _user(), folder / "data"
     password = folder / "password"
     password.write_text(_PASSWORD)
@@ -131,7 +131,7 @@ def _run(programs: Path, folder: Path) -> Iterator[EncryptedServer]:
     _as(user, *control, "start", f"--log={folder / 'data' / 'log'}")
     folder.chmod(0o755)
     try:
-        server = EncryptedServer(port, public)
+        server = TlsServer(port, public)
         with psycopg.connect(server.dsn()):
             yield server
     finally:

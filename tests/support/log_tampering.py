@@ -10,7 +10,7 @@ from psycopg import sql
 from eventstore.chain import hash_of
 from eventstore.events import MessageAcknowledged
 from eventstore.recorded import GENESIS_HASH
-from tests.support.log import LogWriter, joined, said, whole_log
+from tests.support.log import LogWriter, agent_registered, message_sent, whole_log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,20 +27,20 @@ _ALWAYS = (
 )
 
 
-async def some_history(connection: Connection) -> None:
+async def append_sample_history(connection: Connection) -> None:
     """Append twelve events: a message at each even position, its acknowledgement at the next one."""
     log_writer = LogWriter(connection)
-    await log_writer.append(joined("alice"))
+    await log_writer.append(agent_registered("alice"))
     for position in range(2, EVENTS, 2):
-        message = said(f"message {position}")
+        message = message_sent(f"message {position}")
         await log_writer.append(message, idempotency_key=f"key-{position}")
         acknowledged = MessageAcknowledged(message_id=message.message_id, agent="alice")
         await log_writer.append(acknowledged, caused_by=position)
-    await log_writer.append(said("message 12"))
+    await log_writer.append(message_sent("message 12"))
 
 
 @asynccontextmanager
-async def unguarded(connection: Connection) -> AsyncIterator[None]:
+async def triggers_disabled(connection: Connection) -> AsyncIterator[None]:
     """Disable the log's triggers for the duration of the block, then restore them as they were."""
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     yield
@@ -51,17 +51,17 @@ async def unguarded(connection: Connection) -> AsyncIterator[None]:
         )
 
 
-async def forge(connection: Connection, *changes: LiteralString) -> None:
+async def tamper(connection: Connection, *changes: LiteralString) -> None:
     """Run statements that the log's triggers would refuse."""
-    async with unguarded(connection):
+    async with triggers_disabled(connection):
         for change in changes:
             await connection.execute(change)
 
 
-async def hash_anew(connection: Connection) -> None:
+async def rehash_log(connection: Connection) -> None:
     """Recompute the hash of every event, so that the chain verifies again."""
     previous = GENESIS_HASH
-    async with unguarded(connection):
+    async with triggers_disabled(connection):
         for recorded in await whole_log(connection):
             previous = hash_of(previous, recorded)
             await connection.execute(
@@ -69,12 +69,12 @@ async def hash_anew(connection: Connection) -> None:
             )
 
 
-async def write_anew(connection: Connection, first_id: str | None = None) -> None:
+async def replace_history(connection: Connection, first_id: str | None = None) -> None:
     """Replace the whole log by a different one that is valid in itself."""
-    await forge(
+    await tamper(
         connection, "UPDATE events SET data = replace(data::text, 'message', 'massage')::json, actor = 'x'"
     )
     if first_id is not None:
-        async with unguarded(connection):
+        async with triggers_disabled(connection):
             await connection.execute("UPDATE events SET id = %s WHERE position = 1", (first_id,))
-    await hash_anew(connection)
+    await rehash_log(connection)

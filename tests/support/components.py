@@ -60,14 +60,14 @@ async def running_writer(
         clock or DatabaseClock(),
         hints or Hints(),
         keyring=keyring,
-        encrypt=is_to_encrypt() if encrypt is None else encrypt,
+        encrypt=encryption_requested() if encrypt is None else encrypt,
     )
     async with running(writer.run()):
         await submit(writer, policy or do.SetPolicy(daily_tokens=1_000_000_000))
         yield writer
 
 
-def is_to_encrypt() -> bool:
+def encryption_requested() -> bool:
     """Whether the environment asks for encrypted payloads."""
     return os.environ.get("SQUAD_ENCRYPT_PAYLOADS") == "true"
 
@@ -111,7 +111,7 @@ async def connected(dsn: str, schema: str = SCHEMA) -> AsyncIterator[Connection]
         yield connection
 
 
-async def backends(connection: Connection, name: str) -> list[int]:
+async def backend_pids(connection: Connection, name: str) -> list[int]:
     """The pids of this database's backends with this application name."""
     cursor = await connection.execute(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",
@@ -120,7 +120,7 @@ async def backends(connection: Connection, name: str) -> list[int]:
     return [pid for (pid,) in await cursor.fetchall()]
 
 
-async def terminate(connection: Connection, name: str) -> int:
+async def terminate_backends(connection: Connection, name: str) -> int:
     """Terminate the backends whose application name is LIKE this, except our own; return their number."""
     cursor = await connection.execute(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
