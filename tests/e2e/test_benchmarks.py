@@ -55,6 +55,12 @@ def test_history_is_generated_and_read_at_past_positions(empty_database: str) ->
     assert "peak memory" in output
 
 
+def test_soak_reports_growth_and_a_log_that_holds() -> None:
+    output = _output_of("benchmarks.soak", "--minutes", "0.1", "--per-second", "50")
+    assert "resident memory in the second half" in output
+    assert "tables      every row follows from the log" in output
+
+
 def _output_of(*arguments: str) -> str:
     """The output of a program, interrupted if it takes too long, so that it stops what it started."""
     with subprocess.Popen(
