@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from functools import cache
 from importlib.metadata import version
@@ -51,7 +52,8 @@ _V1 = (
 
 async def _openapi(services: Services, request: web.Request) -> Reply:
     del services, request
-    return respond(200, openapi())
+    # Making it takes a tenth of a second, and commands must not wait for it.
+    return respond(200, await asyncio.to_thread(openapi))
 
 
 ROUTES: tuple[Route, ...] = (
