@@ -35,7 +35,7 @@ class Answer(BaseModel):
 
 
 @cache
-def page_of(model: type[BaseModel], cursor: type[int | str] = int) -> type[BaseModel]:
+def page_of(model: type[BaseModel], cursor: type[int | str | date] = int) -> type[BaseModel]:
     """Return the model of a page of these items. `cursor` is the type of `next`."""
     fields: dict[str, Any] = {"items": (list[model], ...), "next": (cursor | None, ...)}  # type: ignore[valid-type]
     return create_model(
@@ -109,6 +109,27 @@ class Budget(Answer):
     remaining: int
     resets_at: datetime
     agents: dict[str, AgentBudget]
+
+
+class Usage(Answer):
+    """Tokens that were used, and those that are reserved."""
+
+    used: int
+    reserved: int
+
+
+class BudgetDay(Answer):
+    """A budget day, named after its local start date. `closed_at` is null until the next one begins."""
+
+    day: date
+    total: int
+    used: int
+    reserved: int
+    starts_at: datetime
+    ends_at: datetime
+    closed_at: datetime | None
+    agents: dict[str, Usage]
+    """By the name of each agent that used or reserved tokens of the day."""
 
 
 class BudgetChecked(Answer):

@@ -105,10 +105,11 @@ def _split(value: object) -> object:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
-Fetch = Callable[[int, int], Awaitable[list[dict[str, Any]]]]
-"""Reads the entries that follow a position in a list, up to a maximum number."""
-
+C = TypeVar("C")
 E = TypeVar("E")
+Fetch = Callable[[C, int], Awaitable[list[dict[str, Any]]]]
+"""Reads the entries that follow a position, or another cursor, in a list, up to a maximum number."""
+
 OneOf = Annotated[
     tuple[E, ...], Field(max_length=20, json_schema_extra={"minItems": 1}), BeforeValidator(_split)
 ]
@@ -196,7 +197,7 @@ async def _bounds(connection: Connection, query: ListQuery) -> tuple[int, int]:
     return low, high
 
 
-async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position") -> dict[str, Any]:
+async def read_page(fetch: Fetch[C], after: C, limit: int, order: str = "position") -> dict[str, Any]:
     """Read a page in portions and return it in its envelope, cut short if it gets too large.
 
     Args:

@@ -30,7 +30,7 @@ LISTS = (
     "jobs",
     "runs",
 )
-READS = (*LISTS, "budget", "agents/ada", "events/1", "explain/1", "state", "state?at=1")
+READS = (*LISTS, "budget", "budget/days", "agents/ada", "events/1", "explain/1", "state", "state?at=1")
 
 
 class Target(NamedTuple):
