@@ -7,11 +7,12 @@ from collections import Counter
 from functools import partial
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from eventstore import codec, log
+from eventstore.connection import connect
 from eventstore.events import AppendAbandoned, MessageSent
 from service.memory.squad import Squad
 from service.requests import OutcomeUnknown, Unavailable
@@ -32,6 +33,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from service.requests import Outcome
     from service.writing.writer import Writer
@@ -118,17 +120,23 @@ async def test_commit_that_arrives_after_the_fence_has_no_effect(
 async def test_commit_that_arrives_late_but_before_the_check_is_found(
     writer: Writer, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The lock is granted in the order of requests: first to the late commit, then to the check for it.
-    monkeypatch.setattr("service.writing.writer._BACKOFF_SECONDS", (2.0, 2.0))
+    may_connect = asyncio.Event()
+
+    async def connect_later(*arguments: Any, **options: Any) -> Connection:
+        await may_connect.wait()
+        return await connect(*arguments, **options)
+
+    monkeypatch.setattr("service.writing.writer.connect", connect_later)
     held = proxy.hold(NEEDLE.encode())
     batch = asyncio.ensure_future(_submit_batch(writer))
     async with connected(database) as connection:
-        # The check cannot run before the late commit has been released.
         await connection.execute("BEGIN")
         await log.lock(connection)
         await held.happened.wait()
         release = asyncio.ensure_future(held.release())
         await eventually(lambda: _appends_waiting_for_the_lock(database))
+        # The lock is granted in the order of requests: first to the late commit, then to the check for it.
+        may_connect.set()
         await connection.execute("COMMIT")
     await release
     assert _fence_count(await _assert_settled(writer, await batch, database)) == 0
