@@ -6,7 +6,7 @@ Everything that Postgres or JSON cannot store, or that people cannot read, is re
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import date, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -237,3 +237,14 @@ def _in_range(moment: datetime) -> datetime:
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_in_range)]
 """A moment, in RFC 3339."""
+
+
+def _day(value: object) -> date:
+    """Parse a written day. Pydantic would accept a bare number as seconds since 1970."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        return date.fromisoformat(value)
+    raise ValueError("must be a day such as 2026-01-31")
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+"""A day, in ISO 8601."""

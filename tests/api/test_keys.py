@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -21,7 +23,7 @@ from tests.support.keys import make_key, revoke_key
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from service.http.route import Route
     from tests.support.postgres import PostgresServer
@@ -471,6 +473,15 @@ async def test_secrets_of_keys_are_not_in_events_tables_or_metrics(squad: Squad)
 # Rate limits ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Let no time pass for the rate limits, until it is undone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(auth, "monotonic", partial(float, monotonic()))
+        yield patch
+
+
+@pytest.mark.usefixtures("stopped_clock")
 async def test_wrong_keys_are_rate_limited_and_valid_ones_still_accepted(squad: Squad) -> None:
     wrong = squad.nobody.with_key("squad_2222222222_" + "0" * 64)
     statuses = [(await wrong.get("budget")).status for _ in range(auth.FAILED_TRIES_PER_MINUTE + 3)]
@@ -484,13 +495,14 @@ async def test_wrong_keys_are_rate_limited_and_valid_ones_still_accepted(squad: 
     (await squad.nobody.get("budget")).expect(401, "unauthorized")
 
 
-async def test_requests_are_rate_limited_per_key(database: str) -> None:
+async def test_requests_are_rate_limited_per_key(database: str, stopped_clock: pytest.MonkeyPatch) -> None:
     async with squad_with_keys(database, key_requests_per_second=0.5) as squad:
         (await squad.ann.get("budget")).expect(200)
         refused = await squad.ann.get("budget")
         refused.expect(429, "rate_limited")
         assert refused.headers["Retry-After"] in ("1", "2")
         (await squad.bob.get("budget")).expect(200)
+        stopped_clock.undo()
         await eventually(_answers(squad.ann, 200))
 
 

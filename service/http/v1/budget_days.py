@@ -16,6 +16,7 @@ from service.http.lists import Query, read_page
 from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.http.scope import Scope
+from service.values import Day
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -44,13 +45,13 @@ class DayQuery(Query):
 
     limit: int = Field(default=31, ge=1, le=366)
     """The maximum number of days on a page."""
-    after: date | None = None
+    after: Day | None = None
     """The `next` of the previous page."""
     order: Literal["asc", "desc"] = "asc"
     """`desc` lists the latest days first; `next` then leads to earlier ones."""
-    since: date | None = None
+    since: Day | None = None
     """Only this day and later ones."""
-    until: date | None = None
+    until: Day | None = None
     """Only days before this one."""
 
 
