@@ -71,7 +71,7 @@ async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as
         # A tick that is due at this very moment is not late.
         assert statuses(job_process, "impatient")["missed"] >= 9
         late = statuses(job_process, "every_10_s")
-        # Of an interval, whole multiples of ten seconds cut off one more or one less.
+        # How many multiples of ten seconds an interval has depends on where it starts.
         recorded_at = max(
             row.finished_at
             for row in job_process.runs("every_10_s")
