@@ -29,78 +29,78 @@ from service.decide import (
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 
 if TYPE_CHECKING:
-    from service.memory.state import State
+    from service.memory.draft import Draft
 
 __all__ = ["Accepted", "Decision", "DecisionContext", "Refused", "decide"]
 
 
-def decide(state: State, command: do.AnyCommand, at: DecisionContext) -> Decision:
+def decide(draft: Draft, command: do.AnyCommand, at: DecisionContext) -> Decision:
     """Decide one command on the state at the head of the log."""
     match command:
         case do.SendMessage():
-            return messages.send(state, command, at)
+            return messages.send(draft, command, at)
         case do.RecordUsage():
-            return budget.record(state, command, at)
+            return budget.record(draft, command, at)
         case do.ReserveTokens():
-            return budget.reserve(state, command, at)
+            return budget.reserve(draft, command, at)
         case do.StartOperation():
-            return operations.start(state, command, at)
+            return operations.start(draft, command, at)
         case do.SettleReservation():
-            return budget.settle(state, command, at)
+            return budget.settle(draft, command, at)
         case do.FinishOperation():
-            return operations.finish(state, command, at)
+            return operations.finish(draft, command, at)
         case do.RenewOperation():
-            return operations.renew(state, command, at)
+            return operations.renew(draft, command, at)
         case do.Heartbeat():
-            return agents.heartbeat(state, command, at)
+            return agents.heartbeat(draft, command, at)
         case do.AcknowledgeMessage():
-            return messages.acknowledge(state, command, at)
+            return messages.acknowledge(draft, command, at)
         case do.ReleaseReservation():
-            return budget.release(state, command, at)
+            return budget.release(draft, command, at)
         case do.CreateTask():
-            return tasks.create(state, command, at)
+            return tasks.create(draft, command, at)
         case do.UpdateTask():
-            return tasks.update(state, command, at)
+            return tasks.update(draft, command, at)
         case do.LogEmail():
-            return emails.log(state, command, at)
+            return emails.log(draft, command, at)
         case do.UpdateEmail():
-            return emails.update(state, command, at)
+            return emails.update(draft, command, at)
         case do.ForgetSubject():
-            return subjects.forget(state, command, at)
+            return subjects.forget(draft, command, at)
         case do.RegisterAgent():
-            return agents.register(state, command, at)
+            return agents.register(draft, command, at)
         case do.SetBudget() | do.SetPolicy():
-            return rules.set_rules(state, command, at)
+            return rules.set_rules(draft, command, at)
         case do.ClaimTick():
-            return ticks.claim_tick(state, command, at)
+            return ticks.claim_tick(draft, command, at)
         case do.TakeUpRun():
-            return runs.take_up(state, command, at)
+            return runs.take_up(draft, command, at)
         case do.RenewRun():
-            return runs.renew(state, command, at)
+            return runs.renew(draft, command, at)
         case do.EndAttempt():
-            return runs.end_attempt(state, command, at)
+            return runs.end_attempt(draft, command, at)
         case do.RunJob():
-            return starting.run_now(state, command, at)
+            return starting.run_now(draft, command, at)
         case do.DefineJob():
-            return jobs.define(state, command, at)
+            return jobs.define(draft, command, at)
         case do.RemoveJob() | do.WithdrawJob():
-            return jobs.remove(state, command, at)
+            return jobs.remove(draft, command, at)
         case do.PauseJob():
-            return jobs.pause(state, command, at)
+            return jobs.pause(draft, command, at)
         case do.ResumeJob():
-            return jobs.resume(state, command, at)
+            return jobs.resume(draft, command, at)
         case do.CreateKey():
-            return keys.create(state, command, at)
+            return keys.create(draft, command, at)
         case do.NoteKeyUse():
-            return keys.note_use(state, command, at)
+            return keys.note_use(draft, command, at)
         case do.RevokeKey():
-            return keys.revoke(state, command, at)
+            return keys.revoke(draft, command, at)
         case do.StartOrchestrator():
-            return orchestrator.start(state, command, at)
+            return orchestrator.start(draft, command, at)
         case do.StopOrchestrator():
-            return orchestrator.stop(state, command, at)
+            return orchestrator.stop(draft, command, at)
         case do.PassTime():
             # Time-driven events are decided before every batch; this command only requests a batch.
-            return Accepted([], {"position": state.head.position})
+            return Accepted([], {"position": draft.head.position})
         case _:
             assert_never(command)

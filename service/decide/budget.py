@@ -23,8 +23,8 @@ from eventstore.events import (
 )
 from eventstore.recorded import NewEvent
 from projections.budgets import RESERVATIONS, BudgetDayRow, ReservationRow
-from service.decide.agents import ensure_active
-from service.decide.decision import Accepted, Decision, DecisionContext, Refused
+from service.decide.builder import DecisionBuilder
+from service.decide.decision import Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ReserveTokens,
         SettleReservation,
     )
+    from service.memory.draft import Draft
     from service.memory.state import State
 
 DEFAULT_RESERVATION_SECONDS = 300.0
@@ -67,13 +68,14 @@ def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allow
     return Allowance(None, min(of_squad, of_agent))
 
 
-def reserve(state: State, command: ReserveTokens, at: DecisionContext) -> Decision:
+def reserve(draft: Draft, command: ReserveTokens, at: DecisionContext) -> Decision:
     """Reserve tokens, if the budget and the agent's limit allow it."""
-    day = open_day(state)
-    prelude = ensure_active(state, command.agent, at)
-    allowed = allowance(state, day, command.agent, command.tokens)
+    day = open_day(draft)
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(command.agent)
+    allowed = allowance(draft, day, command.agent, command.tokens)
     if allowed.denied:
-        return _denied(state, day, command, allowed, prelude, at)
+        return _deny(builder, day, command, allowed)
     reserved = TokensReserved(
         day=day.day,
         reservation_id=at.new_id(),
@@ -81,52 +83,54 @@ def reserve(state: State, command: ReserveTokens, at: DecisionContext) -> Decisi
         tokens=command.tokens,
         expires_at=at.now + timedelta(seconds=command.ttl_seconds or DEFAULT_RESERVATION_SECONDS),
     )
+    builder.add(reserved)
     reply = {
         "id": reserved.reservation_id,
         "expires_at": reserved.expires_at,
         "remaining": allowed.remaining - command.tokens,
     }
-    return Accepted([*prelude, NewEvent(reserved)], reply)
+    return builder.accept(reply)
 
 
-def settle(state: State, command: SettleReservation, at: DecisionContext) -> Decision:
+def settle(draft: Draft, command: SettleReservation, at: DecisionContext) -> Decision:
     """End a reservation with what was used, charged to the day of the reservation.
 
     A past day raises no warnings: none of its budget can be saved any more.
     """
-    row = state.rows(RESERVATIONS).get(command.reservation_id)
+    row = draft.rows(RESERVATIONS).get(command.reservation_id)
     if refusal := refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
-    prelude = ensure_active(state, row.agent, at)
-    events = [*prelude, NewEvent(settled(row, command.tokens_used), caused_by=row.position)]
-    day = open_day(state)
-    left = allowance(state, day, row.agent, 0).remaining
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(row.agent)
+    ended = builder.add(settled(row, command.tokens_used), caused_by=row.position)
+    day = open_day(draft)
+    left = allowance(draft, day, row.agent, 0).remaining
     if day.day == row.day:
         left += row.tokens - command.tokens_used
-        events += crossings(
-            state, day, day.used + command.tokens_used, caused_by=state.head.position + len(events)
-        )
-    reply = {"id": row.id, "tokens_used": command.tokens_used, "remaining": left}
-    return Accepted(events, reply)
+        builder.events += crossings(draft, day, day.used + command.tokens_used, caused_by=ended)
+    return builder.accept({"id": row.id, "tokens_used": command.tokens_used, "remaining": left})
 
 
-def release(state: State, command: ReleaseReservation, at: DecisionContext) -> Decision:
+def release(draft: Draft, command: ReleaseReservation, at: DecisionContext) -> Decision:
     """Release a reservation unused."""
-    row = state.rows(RESERVATIONS).get(command.reservation_id)
+    row = draft.rows(RESERVATIONS).get(command.reservation_id)
     if refusal := refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
-    day = open_day(state)
-    left = allowance(state, day, row.agent, 0).remaining + (row.tokens if day.day == row.day else 0)
-    ended = NewEvent(released(row, "released"), caused_by=row.position)
-    return Accepted([*ensure_active(state, row.agent, at), ended], {"id": row.id, "remaining": left})
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(row.agent)
+    builder.add(released(row, "released"), caused_by=row.position)
+    day = open_day(draft)
+    left = allowance(draft, day, row.agent, 0).remaining + (row.tokens if day.day == row.day else 0)
+    return builder.accept({"id": row.id, "remaining": left})
 
 
-def record(state: State, command: RecordUsage, at: DecisionContext) -> Decision:
+def record(draft: Draft, command: RecordUsage, at: DecisionContext) -> Decision:
     """Record tokens that were spent."""
-    day = open_day(state)
-    prelude = ensure_active(state, command.agent, at)
+    day = open_day(draft)
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(command.agent)
     used = TokensUsed(
         day=day.day,
         agent=command.agent,
@@ -137,18 +141,17 @@ def record(state: State, command: RecordUsage, at: DecisionContext) -> Decision:
         operation_id=command.operation_id,
         task_id=command.task_id,
     )
-    events = [*prelude, *record_use(state, day, used, after=len(prelude))]
-    left = allowance(state, day, command.agent, 0).remaining - command.total
-    return Accepted(events, {"tokens": command.total, "remaining": left})
+    record_use(builder, day, used)
+    left = allowance(draft, day, command.agent, 0).remaining - command.total
+    return builder.accept({"tokens": command.total, "remaining": left})
 
 
 def record_use(
-    state: State, day: BudgetDayRow, used: TokensUsed, *, after: int, caused_by: int | None = None
-) -> list[NewEvent]:
-    """Return a use of tokens and the warnings it triggers, to follow `after` other events of a command."""
-    position = state.head.position + after + 1
-    warnings = crossings(state, day, day.used + used.tokens, caused_by=position)
-    return [NewEvent(used, caused_by=caused_by), *warnings]
+    builder: DecisionBuilder, day: BudgetDayRow, used: TokensUsed, caused_by: int | None = None
+) -> None:
+    """Record a use of tokens and the warnings it triggers, given the day as it was before."""
+    position = builder.add(used, caused_by)
+    builder.events += crossings(builder.before, day, day.used + used.tokens, caused_by=position)
 
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
@@ -171,15 +174,11 @@ def open_day(state: State) -> BudgetDayRow:
     return day
 
 
-def _denied(
-    state: State,
-    day: BudgetDayRow,
-    command: ReserveTokens,
-    allowed: Allowance,
-    prelude: list[NewEvent],
-    at: DecisionContext,
+def _deny(
+    builder: DecisionBuilder, day: BudgetDayRow, command: ReserveTokens, allowed: Allowance
 ) -> Refused:
     assert allowed.denied
+    state = builder.before
     part = state.agent_budget(day, command.agent)
     owner = (
         f"of today's {day.total} tokens, {max(remaining(day), 0)} remain"
@@ -201,9 +200,10 @@ def _denied(
         allowed.denied,
         f"{command.tokens} tokens were requested; {owner}",
         {"remaining": allowed.remaining, "resets_at": day.ends_at},
-        retry_after_seconds=max(1, ceil((day.ends_at - at.now).total_seconds())),
+        retry_after_seconds=max(1, ceil((day.ends_at - builder.at.now).total_seconds())),
     )
-    return Refused(refusal, [*prelude, NewEvent(event, caused_by=cause)])
+    builder.add(event, caused_by=cause)
+    return builder.refuse(refusal)
 
 
 def refusal_if_ended(row: ReservationRow | None, reservation_id: str, now: datetime) -> Refusal | None:

@@ -1,56 +1,81 @@
-"""Build a larger decision event by event."""
+"""Build a decision of several events, one by one."""
 
 from __future__ import annotations
 
-from collections import Counter
-from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from eventstore.recorded import NewEvent
+from eventstore.recorded import GENESIS_HASH, NewEvent, Recorded
 from service.decide.agents import ensure_active
+from service.decide.decision import Accepted, Refused
+from service.memory.draft import Draft
 
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent, StatusReason
     from service.decide.decision import DecisionContext
-    from service.memory.state import State
+    from service.refusals import Refusal
 
 
 class DecisionBuilder:
-    """The events of one decision so far.
+    """The events of one decision so far, and the squad as it will be with them."""
 
-    They are not folded while the decision is made, so what later steps must know of earlier ones is kept
-    here: the position that each event will have, which agents became active, what work they began and
-    ended, and which claims and tokens were released.
-    """
-
-    def __init__(self, state: State, at: DecisionContext) -> None:
-        self.state = state
+    def __init__(self, draft: Draft, at: DecisionContext) -> None:
+        self.before = draft
+        """The squad without them."""
         self.at = at
         self.events: list[NewEvent] = []
-        self.released_tokens = Counter[tuple[date, str]]()
-        """Released tokens by budget day and agent."""
-        self.released_claims = set[str]()
-        """Operations that end in this decision."""
-        self.work = Counter[str]()
-        """By agent, the change in its number of active runs and operations."""
-        self._acted: set[str] = set()
+        self._after: Draft | None = None
 
     @property
     def position(self) -> int:
         """The position that the last event will have in the log."""
-        return self.state.head.position + len(self.events)
+        return self.before.head.position + len(self.events)
+
+    @property
+    def state(self) -> Draft:
+        """The squad with the events so far, which are folded only when it is asked for."""
+        if not self.events:
+            return self.before
+        after = self._after = self._after or Draft(self.before, whole=True)
+        for new in self.events[after.head.position - self.before.head.position :]:
+            self._fold(after, new)
+        return after
+
+    def _fold(self, after: Draft, new: NewEvent) -> None:
+        event, stream = new.event, new.event.stream
+        foreseen = Recorded(
+            position=after.head.position + 1,
+            id="",
+            stream=stream,
+            version=after.next_version(stream),
+            type=event.type,
+            schema_version=event.schema_version,
+            data="",
+            actor=self.at.actor,
+            caused_by=new.caused_by,
+            correlation_id="",
+            idempotency_key=None,
+            recorded_at=self.at.now,
+            hash=GENESIS_HASH,
+        )
+        after.fold(event, foreseen)
 
     def add(self, event: AnyEvent, caused_by: int | None = None) -> int:
         """Add an event; return its position."""
-        self.events.append(NewEvent(event, caused_by))
+        return self.append(NewEvent(event, caused_by))
+
+    def append(self, new: NewEvent) -> int:
+        """Add an event that already has its cause; return its position."""
+        self.events.append(new)
         return self.position
 
     def ensure_active(self, agent: str, reason: StatusReason = "activity") -> None:
         """Note that an agent acts: from here on it is registered and active."""
-        if agent not in self._acted:
-            self._acted.add(agent)
-            self.events += ensure_active(self.state, agent, self.at, reason)
+        self.events += ensure_active(self.state, agent, self.at, reason)
 
-    def has_acted(self, agent: str) -> bool:
-        """Whether the agent acted in this decision, and is therefore active."""
-        return agent in self._acted
+    def accept(self, reply: dict[str, Any]) -> Accepted:
+        """Accept the command, with the events so far."""
+        return Accepted(self.events, reply)
+
+    def refuse(self, refusal: Refusal) -> Refused:
+        """Refuse the command, with the events so far as the record of it."""
+        return Refused(refusal, self.events)

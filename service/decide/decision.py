@@ -19,6 +19,8 @@ class DecisionContext(NamedTuple):
     """The database's clock, never earlier than the log's last event."""
     new_id: Callable[[], str]
     """Returns a fresh UUIDv7 at each call."""
+    actor: str
+    """Who asked for the command, such as `agent:email_agent` or `system:scheduler`."""
 
 
 class Accepted(Struct, frozen=True, gc=False):

@@ -50,12 +50,12 @@ def end(builder: DecisionBuilder, row: RunRow, ending: Ending) -> None:
     may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
     if ending.outcome == "failed" and may_pause:
         builder.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
-    _set_idle_after(builder, row, ending, ended)
+    set_idle(builder, row.agent, ended)
 
 
 def give_up(builder: DecisionBuilder, row: RunRow, ending: Ending) -> None:
     """End a run that was lost or aborted, may not go on or never began. That does not pause the job."""
-    _set_idle_after(builder, row, ending, _finish(builder, row, ending))
+    set_idle(builder, row.agent, _finish(builder, row, ending))
 
 
 def cancel(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
@@ -63,14 +63,12 @@ def cancel(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
     _finish(builder, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
 
 
-def set_idle(builder: DecisionBuilder, agent: str, caused_by: int, *, answered: bool = False) -> None:
+def set_idle(builder: DecisionBuilder, agent: str | None, caused_by: int) -> None:
     """Set an agent without other work to idle, or to offline if it was silent for long enough."""
-    row = builder.state.rows(AGENTS).get(agent)
-    if row is None or row.operations + builder.work[agent] > 0:
-        return
-    if row.status == "active" or builder.has_acted(agent):
-        status = "idle" if answered else status_without_work(builder.state.policy, row, builder.at.now)
-        rests = AgentStatusChanged(agent=agent, previous="active", status=status, reason="run_ended")
+    row = builder.state.rows(AGENTS).get(agent) if agent else None
+    if row and row.status == "active" and row.operations <= 0:
+        status = status_without_work(builder.before.policy, row, builder.at.now)
+        rests = AgentStatusChanged(agent=row.name, previous="active", status=status, reason="run_ended")
         builder.add(rests, caused_by)
 
 
@@ -78,9 +76,7 @@ def spend(builder: DecisionBuilder, row: RunRow, tokens: int) -> None:
     """Record tokens without a reservation, or after it has ended."""
     if day := builder.state.day:
         used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
-        builder.events += record_use(
-            builder.state, day, used, after=len(builder.events), caused_by=row.position
-        )
+        record_use(builder, day, used, caused_by=row.position)
 
 
 def worker_of(row: RunRow) -> str:
@@ -109,8 +105,6 @@ def _finish(
         answered=ending.answered and row.agent is not None,
     )
     ended = builder.add(finished, ending.caused_by or row.position)
-    if row.agent:
-        builder.work[row.agent] -= 1
     run_claims.release(builder, row, claim or ("succeeded" if succeeded else "failed"), ended)
     message = MessageSent(
         message_id=builder.at.new_id(),
@@ -124,11 +118,6 @@ def _finish(
     return ended
 
 
-def _set_idle_after(builder: DecisionBuilder, row: RunRow, ending: Ending, ended: int) -> None:
-    if row.agent:
-        set_idle(builder, row.agent, ended, answered=ending.answered)
-
-
 def _settle(builder: DecisionBuilder, row: RunRow, tokens: int | None) -> None:
     held = builder.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
     if held is None or held.state != "active":
@@ -136,9 +125,8 @@ def _settle(builder: DecisionBuilder, row: RunRow, tokens: int | None) -> None:
             spend(builder, row, tokens)
     elif tokens is None:
         builder.add(released(held, "released"), held.position)
-        builder.released_tokens[held.day, held.agent] += held.tokens
     else:
-        position = builder.add(settled(held, tokens), held.position)
         day = builder.state.day
+        position = builder.add(settled(held, tokens), held.position)
         if day and day.day == held.day:
-            builder.events += crossings(builder.state, day, day.used + tokens, caused_by=position)
+            builder.events += crossings(builder.before, day, day.used + tokens, caused_by=position)

@@ -25,22 +25,23 @@ if TYPE_CHECKING:
 
     from eventstore.events import RemovalSource
     from service.commands import DefineJob, PauseJob, ResumeJob, WithdrawJob
+    from service.memory.draft import Draft
     from service.memory.squad import Squad
     from service.memory.state import State
 
 
-def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
+def define(draft: Draft, command: DefineJob, at: DecisionContext) -> Decision:
     """Add a job to the schedule, or change it; repeating the same definition changes nothing."""
     definition = command.definition
-    if definition.agent is not None and state.rows(AGENTS).get(definition.agent) is None:
+    if definition.agent is not None and draft.rows(AGENTS).get(definition.agent) is None:
         return Refused(Refusal("agent_not_found", f"no agent is called {definition.agent!r}"))
-    row = scheduled_job(state, command.name)
+    row = scheduled_job(draft, command.name)
     if row and all(getattr(row, name) == value for name, value in structs.asdict(definition).items()):
         return Accepted([], {"name": row.name, "position": row.position})
     # An explicit definition or removal takes precedence over a default, even one from before this start.
-    if command.source == "default" and (explicit := _set_explicitly(state, command.name)):
+    if command.source == "default" and (explicit := _set_explicitly(draft, command.name)):
         return Accepted([], {"name": explicit.name, "position": explicit.position})
-    builder = DecisionBuilder(state, at)
+    builder = DecisionBuilder(draft, at)
     closed = True
     if row and not definition.enabled:
         closed = close_schedule(builder, row, "disabled")
@@ -50,7 +51,7 @@ def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
         return _refuse_overdue(builder, command.name)
     defined = JobDefined(job=command.name, source=command.source, definition=definition)
     builder.add(defined, caused_by=row.position if row else None)
-    return Accepted(builder.events, {"name": command.name})
+    return builder.accept({"name": command.name})
 
 
 def _set_explicitly(state: State, name: str) -> JobRow | None:
@@ -62,29 +63,29 @@ def _set_explicitly(state: State, name: str) -> JobRow | None:
     return row if is_explicit else None
 
 
-def remove(state: State, command: RemoveJob | WithdrawJob, at: DecisionContext) -> Decision:
+def remove(draft: Draft, command: RemoveJob | WithdrawJob, at: DecisionContext) -> Decision:
     """Remove a job from the schedule; attempts in progress are left to end by themselves.
 
     A job that the settings withdraw can be brought back by them, even if it was removed by hand before.
     """
-    row = state.rows(JOBS).get(command.name)
+    row = draft.rows(JOBS).get(command.name)
     source: RemovalSource = "api" if isinstance(command, RemoveJob) else "settings"
     taken_over = source == "settings" and row is not None and row.removed_by == "api"
     if row is None or (row.removed and not taken_over):
         return job_not_found(command.name)
     if source == "settings" and row.source == "api" and not row.removed:
         return Accepted([], {"name": row.name, "position": row.position})
-    builder = DecisionBuilder(state, at)
+    builder = DecisionBuilder(draft, at)
     if not row.removed and not close_schedule(builder, row, "removed"):
         return _refuse_overdue(builder, row.name)
     builder.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
-    return Accepted(builder.events, {"name": row.name})
+    return builder.accept({"name": row.name})
 
 
 def _refuse_overdue(builder: DecisionBuilder, name: str) -> Refused:
     """Refuse to end a schedule while some of its ticks have no outcome yet."""
     detail = f"{name} is behind: {len(builder.events)} past ticks were recorded, and there are more"
-    return Refused(Refusal("job_behind", detail, retry_after_seconds=1), builder.events)
+    return builder.refuse(Refusal("job_behind", detail, retry_after_seconds=1))
 
 
 def pause(state: State, command: PauseJob, at: DecisionContext) -> Decision:

@@ -23,17 +23,18 @@ from eventstore.events import (
 )
 from eventstore.recorded import NewEvent
 from projections.operations import OPERATIONS, OperationRow
-from service.decide.agents import ensure_active
 from service.decide.budget import record_use
-from service.decide.decision import Accepted, Decision, DecisionContext, Refused
+from service.decide.builder import DecisionBuilder
+from service.decide.decision import Decision, DecisionContext, Refused
 from service.refusals import Refusal
 from service.values import MIN_WINDOW_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from projections.budgets import PolicyRow
     from service.commands import FinishOperation, RenewOperation, StartOperation
+    from service.memory.draft import Draft
     from service.memory.state import State
 
 
@@ -60,7 +61,6 @@ def find_conflict(
     now: datetime,
     *,
     renewing: OperationRow | None = None,
-    ended: Collection[str] = (),
 ) -> Conflict | None:
     """Return the conflict with the oldest operation that blocks a claim on these resources, if any.
 
@@ -69,18 +69,13 @@ def find_conflict(
         resources: what is claimed.
         now: the time.
         renewing: the operation that claims them again; None for a new claim.
-        ended: operations that end in the same decision, before the claim.
     """
     contested: dict[str, dict[str, str]] = {}
     for kind, value in resources.items():
         for operation_id in state.claims((kind, value)):
             contested.setdefault(operation_id, {})[kind] = value
     rows = state.rows(OPERATIONS)
-    holders = [
-        row
-        for id_ in contested
-        if id_ not in ended and (row := rows.get(id_)) and _blocks(row, now, renewing)
-    ]
+    holders = [row for id_ in contested if (row := rows.get(id_)) and _blocks(row, now, renewing)]
     if not holders:
         return None
     holder = min(holders, key=lambda row: row.fencing_token)
@@ -103,38 +98,42 @@ def describe(conflict: Conflict) -> dict[str, Any]:
     }
 
 
-def start(state: State, command: StartOperation, at: DecisionContext) -> Decision:
+def start(draft: Draft, command: StartOperation, at: DecisionContext) -> Decision:
     """Start an operation, unless one of its resources is claimed."""
-    prelude = ensure_active(state, command.agent, at, "operation_started")
-    if conflict := find_conflict(state, command.resources, at.now):
-        detected = conflict_event(conflict, command.agent, command.action, command.resources, at)
-        return Refused(refusal_for(conflict, at.now), [*prelude, detected])
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(command.agent, "operation_started")
+    if conflict := find_conflict(draft, command.resources, at.now):
+        builder.append(conflict_event(conflict, command.agent, command.action, command.resources, at))
+        return builder.refuse(refusal_for(conflict, at.now))
     started = start_event(
-        state, command.agent, command.action, command.resources, at, ttl_seconds=command.ttl_seconds
+        draft, command.agent, command.action, command.resources, at, ttl_seconds=command.ttl_seconds
     )
     reply = {
         "id": started.operation_id,
-        "fencing_token": state.head.position + len(prelude) + 1,
+        "fencing_token": builder.add(started),
         "started_at": at.now,
         "blocks_until": started.blocks_until,
         "expires_at": started.expires_at,
     }
-    return Accepted([*prelude, NewEvent(started)], reply)
+    return builder.accept(reply)
 
 
-def renew(state: State, command: RenewOperation, at: DecisionContext) -> Decision:
+def renew(draft: Draft, command: RenewOperation, at: DecisionContext) -> Decision:
     """Restart the window and the time to live, unless another operation has claimed a resource since."""
-    row = state.rows(OPERATIONS).get(command.operation_id)
+    row = draft.rows(OPERATIONS).get(command.operation_id)
     if refusal := _refusal_if_ended(row, command.operation_id, at.now):
         return Refused(refusal)
     assert row is not None
-    prelude = ensure_active(state, row.agent, at)
-    if conflict := find_conflict(state, row.resources, at.now, renewing=row):
-        detected = conflict_event(conflict, row.agent, row.action, row.resources, at)
-        return Refused(refusal_for(conflict, at.now, renewing=True), [*prelude, detected])
-    renewed = renewal_event(state, row, at.now)
-    reply = {"id": row.id, "blocks_until": renewed.blocks_until, "expires_at": renewed.expires_at}
-    return Accepted([*prelude, NewEvent(renewed, caused_by=row.position)], reply)
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(row.agent)
+    if conflict := find_conflict(draft, row.resources, at.now, renewing=row):
+        builder.append(conflict_event(conflict, row.agent, row.action, row.resources, at))
+        return builder.refuse(refusal_for(conflict, at.now, renewing=True))
+    renewed = renewal_event(draft, row, at.now)
+    builder.add(renewed, caused_by=row.position)
+    return builder.accept(
+        {"id": row.id, "blocks_until": renewed.blocks_until, "expires_at": renewed.expires_at}
+    )
 
 
 def start_event(
@@ -170,30 +169,29 @@ def renewal_event(state: State, row: OperationRow, now: datetime) -> OperationRe
     )
 
 
-def finish(state: State, command: FinishOperation, at: DecisionContext) -> Decision:
+def finish(draft: Draft, command: FinishOperation, at: DecisionContext) -> Decision:
     """End an operation, and record the tokens it used."""
-    row = state.rows(OPERATIONS).get(command.operation_id)
+    row = draft.rows(OPERATIONS).get(command.operation_id)
     if refusal := _refusal_if_ended(row, command.operation_id, at.now, command.tokens_used):
         return Refused(refusal)
     assert row is not None
     finished = OperationFinished(
         operation_id=row.id, agent=row.agent, outcome=command.outcome, tokens_used=command.tokens_used
     )
-    prelude = ensure_active(state, row.agent, at)
-    events = [*prelude, NewEvent(finished, caused_by=row.fencing_token)]
-    day = state.day
+    builder = DecisionBuilder(draft, at)
+    builder.ensure_active(row.agent)
+    ended = builder.add(finished, caused_by=row.fencing_token)
+    day = draft.day
     if command.tokens_used and day:
         used = TokensUsed(day=day.day, agent=row.agent, tokens=command.tokens_used, operation_id=row.id)
-        events += record_use(
-            state, day, used, after=len(events), caused_by=state.head.position + len(events)
-        )
+        record_use(builder, day, used, caused_by=ended)
     reply = {
         "id": row.id,
         "outcome": command.outcome,
         "tokens_used": command.tokens_used,
         "ended_at": at.now,
     }
-    return Accepted(events, reply)
+    return builder.accept(reply)
 
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:

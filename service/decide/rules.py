@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventstore.events import BudgetDayReset, PolicySet
 from eventstore.recorded import NewEvent
 from service.decide.budget import crossings, open_day
+from service.decide.builder import DecisionBuilder
 from service.decide.day import Day, budget_day, budget_day_without_zone
 from service.decide.decision import Accepted, Decision, DecisionContext
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from projections.budgets import BudgetDayRow, PolicyRow
     from service.commands import SetBudget, SetPolicy
+    from service.memory.draft import Draft
     from service.memory.state import State
 
 DEFAULT_WARNING_PERCENTS = [50, 75, 90]
@@ -55,35 +57,34 @@ def _day_rule(policy: PolicyRow) -> _DayRule:
     return _DayRule(policy.reset_hour, policy.timezone)
 
 
-def set_rules(state: State, command: SetBudget | SetPolicy, at: DecisionContext) -> Decision:
+def set_rules(draft: Draft, command: SetBudget | SetPolicy, at: DecisionContext) -> Decision:
     """Change the rules that a command names. The first time, the rest is set to the defaults."""
     fields = {
         name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
     }
-    cause = state.head.position + 1
-    if not state.has_policy:
+    builder = DecisionBuilder(draft, at)
+    if not draft.has_policy:
         rules = {**_RULES, **fields}
         day_rule = _DayRule(rules["reset_hour"], rules["timezone"])
-        first_day = _day_reset(state, rules["daily_tokens"], day_rule, at.now)
-        return Accepted(
-            [NewEvent(PolicySet(**rules, day=None)), NewEvent(first_day, caused_by=cause)], rules
-        )
-    policy, day = state.policy, open_day(state)
+        first_day = _day_reset(draft, rules["daily_tokens"], day_rule, at.now)
+        builder.add(first_day, caused_by=builder.add(PolicySet(**rules, day=None)))
+        return builder.accept(rules)
+    policy, day = draft.policy, open_day(draft)
     current = {name: getattr(policy, name) for name in _RULES}
     rules = {**current, **fields}
     if rules == current:
         return Accepted([], {**rules, "position": policy.position})
     total, day_rule = rules["daily_tokens"], _DayRule(rules["reset_hour"], rules["timezone"])
-    reset = _day_reset(state, total, day_rule, at.now) if day_rule != _day_rule(policy) else None
+    reset = _day_reset(draft, total, day_rule, at.now) if day_rule != _day_rule(policy) else None
     # A day that the new rules end was spent under the old ones, so it keeps its total.
     is_same_day = reset is None or reset.day == day.day
     policy_set = PolicySet(**rules, day=day.day if is_same_day else None)
-    events = [NewEvent(policy_set, caused_by=policy.position)]
+    cause = builder.add(policy_set, caused_by=policy.position)
     if reset:
-        events.append(NewEvent(reset, caused_by=cause))
+        builder.add(reset, caused_by=cause)
     if is_same_day:
-        events += crossings(state, day, day.used, caused_by=cause, total=total)
-    return Accepted(events, rules)
+        builder.events += crossings(draft, day, day.used, caused_by=cause, total=total)
+    return builder.accept(rules)
 
 
 def _day_reset(state: State, total: int, day_rule: _DayRule, now: datetime) -> BudgetDayReset:

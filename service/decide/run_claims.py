@@ -22,21 +22,20 @@ if TYPE_CHECKING:
     from projections.operations import OperationRow
     from projections.runs import RunRow
     from service.decide.builder import DecisionBuilder
+    from service.decide.decision import DecisionContext
     from service.decide.operations import Conflict
 
 
 def find_conflict(builder: DecisionBuilder, job: JobRow) -> Conflict | None:
-    """Return the claim that conflicts with the job's resources, ignoring those that this decision ends."""
+    """Return the claim that conflicts with the job's resources, if any."""
     if not job.resources:
         return None
-    return operations.find_conflict(
-        builder.state, job.resources, builder.at.now, ended=builder.released_claims
-    )
+    return operations.find_conflict(builder.state, job.resources, builder.at.now)
 
 
-def conflict_event(builder: DecisionBuilder, job: JobRow, conflict: Conflict) -> NewEvent:
+def conflict_event(job: JobRow, conflict: Conflict, at: DecisionContext) -> NewEvent:
     """Return the event of a conflicting claim that stopped the job."""
-    return operations.conflict_event(conflict, _holder(job), job.name, job.resources or {}, builder.at)
+    return operations.conflict_event(conflict, _holder(job), job.name, job.resources or {}, at)
 
 
 def record_refusal(builder: DecisionBuilder, job: JobRow, refused: NewEvent) -> int:
@@ -44,8 +43,7 @@ def record_refusal(builder: DecisionBuilder, job: JobRow, refused: NewEvent) -> 
     agent = _holder(job)
     if agent == ORCHESTRATOR_AGENT:
         builder.ensure_active(agent)
-    builder.events.append(refused)
-    return builder.position
+    return builder.append(refused)
 
 
 def begin(builder: DecisionBuilder, job: JobRow, caused_by: int) -> str | None:
@@ -56,7 +54,6 @@ def begin(builder: DecisionBuilder, job: JobRow, caused_by: int) -> str | None:
     builder.ensure_active(agent, "run_started")
     started = operations.start_event(builder.state, agent, job.name, job.resources, builder.at)
     builder.add(started, caused_by)
-    builder.work[agent] += 1
     return started.operation_id
 
 
@@ -78,12 +75,10 @@ def renew(builder: DecisionBuilder, row: RunRow) -> LostClaim | None:
     if conflict is None:
         builder.add(operations.renewal_event(builder.state, operation, now), operation.position)
         return None
-    builder.events.append(
-        operations.conflict_event(
-            conflict, operation.agent, operation.action, operation.resources, builder.at
-        )
+    detected = operations.conflict_event(
+        conflict, operation.agent, operation.action, operation.resources, builder.at
     )
-    return LostClaim(f"conflict: {operations.conflict_sentence(conflict)}", builder.position)
+    return LostClaim(f"conflict: {operations.conflict_sentence(conflict)}", builder.append(detected))
 
 
 def release(builder: DecisionBuilder, row: RunRow, outcome: OperationOutcome, caused_by: int) -> None:
@@ -95,15 +90,11 @@ def release(builder: DecisionBuilder, row: RunRow, outcome: OperationOutcome, ca
         operation_id=operation.id, agent=operation.agent, outcome=outcome, tokens_used=None
     )
     builder.add(finished, caused_by)
-    builder.released_claims.add(operation.id)
-    builder.work[operation.agent] -= 1
 
 
 def _claim_of(builder: DecisionBuilder, row: RunRow) -> OperationRow | None:
     operation = builder.state.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
-    if operation is None or operation.state != "active" or operation.id in builder.released_claims:
-        return None
-    return operation
+    return operation if operation and operation.state == "active" else None
 
 
 def _holder(job: JobRow) -> str:

@@ -23,6 +23,7 @@ from service.refusals import Refusal
 
 if TYPE_CHECKING:
     from service.commands import EndAttempt, RenewRun, TakeUpRun
+    from service.memory.draft import Draft
     from service.memory.state import State
 
 LEASE_SECONDS = 15.0
@@ -52,15 +53,15 @@ def renewal_seconds(state: State, row: RunRow) -> float:
     return min(of_lease, operations.renewal_seconds(state.policy)) if row.operation_id else of_lease
 
 
-def take_up(state: State, command: TakeUpRun, at: DecisionContext) -> Decision:
+def take_up(draft: Draft, command: TakeUpRun, at: DecisionContext) -> Decision:
     """Give a run that is free and has an attempt due to a process; end it if no attempt is possible."""
-    row = state.rows(RUNS).get(command.run_id)
+    row = draft.rows(RUNS).get(command.run_id)
     if row is None or row.status != "running" or not is_free(row, at.now):
-        return Accepted([], {"position": state.head.position})
-    builder = DecisionBuilder(state, at)
-    job = state.rows(JOBS).get(row.job)
+        return Accepted([], {"position": draft.head.position})
+    builder = DecisionBuilder(draft, at)
+    job = draft.rows(JOBS).get(row.job)
     next_attempt = f"before attempt {row.attempts + 1} of {row.attempts_allowed}"
-    orchestrator = state.orchestrator
+    orchestrator = draft.orchestrator
     if row.lease_expires_at is not None and row.attempts >= row.attempts_allowed:
         reason = "the process that ran it vanished"
         give_up(builder, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
@@ -75,7 +76,7 @@ def take_up(state: State, command: TakeUpRun, at: DecisionContext) -> Decision:
         give_up(builder, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
     else:
         _start_attempt(builder, row, job, command.runner)
-    return Accepted(builder.events, {})
+    return builder.accept({})
 
 
 def _fail_run(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
@@ -88,7 +89,7 @@ def _start_attempt(builder: DecisionBuilder, row: RunRow, job: JobRow, runner: s
     # A vanished process may still believe that it holds the run's claim.
     run_claims.release(builder, row, "failed", row.position)
     if conflict := run_claims.find_conflict(builder, job):
-        detected = run_claims.conflict_event(builder, job, conflict)
+        detected = run_claims.conflict_event(job, conflict, builder.at)
         caused_by = run_claims.record_refusal(builder, job, detected)
         _fail_attempt(
             builder, row, number, f"conflict: {operations.conflict_sentence(conflict)}", caused_by
@@ -113,26 +114,26 @@ def is_free(row: RunRow, now: datetime) -> bool:
     return due is not None and due <= now
 
 
-def renew(state: State, command: RenewRun, at: DecisionContext) -> Decision:
+def renew(draft: Draft, command: RenewRun, at: DecisionContext) -> Decision:
     """Extend the lease of a run that the process still holds, and the run's claim with it."""
-    row = _held(state, command)
+    row = _held(draft, command)
     if row is None:
         return _not_held(command.run_id)
-    builder = DecisionBuilder(state, at)
+    builder = DecisionBuilder(draft, at)
     if lost := run_claims.renew(builder, row):
         _fail_attempt(builder, row, row.attempts, lost.reason, lost.caused_by)
-        return Refused(Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), builder.events)
+        return builder.refuse(Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"))
     until = lease_until(at.now)
     builder.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
-    return Accepted(builder.events, {"lease_expires_at": until})
+    return builder.accept({"lease_expires_at": until})
 
 
-def end_attempt(state: State, command: EndAttempt, at: DecisionContext) -> Decision:
+def end_attempt(draft: Draft, command: EndAttempt, at: DecisionContext) -> Decision:
     """End an attempt: the run ends, or waits for its next attempt."""
-    row = _held(state, command)
+    row = _held(draft, command)
     if row is None or row.attempts != command.attempt:
         return _not_held(command.run_id)
-    builder = DecisionBuilder(state, at)
+    builder = DecisionBuilder(draft, at)
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
         reason, tokens, answered = command.reason, command.tokens_used, command.answered
@@ -141,7 +142,7 @@ def end_attempt(state: State, command: EndAttempt, at: DecisionContext) -> Decis
             give_up(builder, row, ending)
         else:
             end(builder, row, ending)
-        return Accepted(builder.events, {"status": outcome})
+        return builder.accept({"status": outcome})
     if command.tokens_used:
         builder.ensure_active(worker_of(row))
         spend(builder, row, command.tokens_used)
@@ -149,7 +150,7 @@ def end_attempt(state: State, command: EndAttempt, at: DecisionContext) -> Decis
         builder, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
     )
     run_claims.release(builder, row, "failed", builder.add(failed, row.position))
-    return Accepted(builder.events, {"status": "running", "retry_at": failed.retry_at})
+    return builder.accept({"status": "running", "retry_at": failed.retry_at})
 
 
 def _fail_attempt(

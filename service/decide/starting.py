@@ -17,7 +17,7 @@ from projections.jobs import JOBS, JobRow
 from service.decide import run_claims
 from service.decide.budget import allowance
 from service.decide.builder import DecisionBuilder
-from service.decide.decision import Accepted, Decision, DecisionContext, Refused
+from service.decide.decision import Decision, DecisionContext, Refused
 from service.decide.ending import cancel
 from service.decide.operations import refusal_for
 from service.decide.runs import LEASE_SECONDS, MAX_BACKOFF_SECONDS, lease_until
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from projections.runs import RunRow
     from service.commands import RunJob
+    from service.memory.draft import Draft
     from service.memory.state import State
 
 
@@ -40,21 +41,21 @@ class Obstacle(NamedTuple):
     """Records the refusal."""
 
 
-def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
+def run_now(draft: Draft, command: RunJob, at: DecisionContext) -> Decision:
     """Run a job now, even if it is paused; not beside another run, nor while the orchestrator is down."""
-    job = scheduled_job(state, command.name)
+    job = scheduled_job(draft, command.name)
     if job is None:
         return job_not_found(command.name)
-    if state.orchestrator is None or not state.orchestrator.running:
+    if draft.orchestrator is None or not draft.orchestrator.running:
         return Refused(Refusal("orchestrator_stopped", "start the orchestrator to run jobs"))
-    active = active_runs(state, job)
+    active = active_runs(draft, job)
     if active and job.overlap != "allow_all":
         held = {"run_id": active[0].id}
         return Refused(Refusal("job_running", f"{job.name} is already running", held))
-    builder = DecisionBuilder(state, at)
-    if obstacle := find_obstacle(state, job, at):
+    builder = DecisionBuilder(draft, at)
+    if obstacle := find_obstacle(draft, job, at):
         run_claims.record_refusal(builder, job, obstacle.event)
-        return Refused(obstacle.refusal, builder.events)
+        return builder.refuse(obstacle.refusal)
     id_ = at.new_id()
     start(builder, job, id_, at.now, command.runner, manual=True)
     reply = {
@@ -65,26 +66,26 @@ def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
         "attempts": 1 if command.runner else 0,
         "started_at": at.now if command.runner else None,
     }
-    return Accepted(builder.events, reply)
+    return builder.accept(reply)
 
 
 def find_obstacle(
-    state: State, job: JobRow, at: DecisionContext, replaced: Iterable[RunRow] = ()
+    draft: Draft, job: JobRow, at: DecisionContext, replaced: Iterable[RunRow] = ()
 ) -> Obstacle | None:
     """Return why a run of the job cannot start now, if so.
 
     Args:
-        state: the squad.
+        draft: the squad.
         job: the job.
         at: the context of the decision.
         replaced: runs that are cancelled if it starts; what they hold counts as free.
     """
-    # Only shows what is released; none of its events is recorded.
-    trial = DecisionBuilder(state, at)
+    # A trial: none of its events is recorded.
+    trial = DecisionBuilder(draft, at)
     for run in replaced:
         cancel(trial, run, "replaced")
     if conflict := run_claims.find_conflict(trial, job):
-        event = run_claims.conflict_event(trial, job, conflict)
+        event = run_claims.conflict_event(job, conflict, at)
         return Obstacle("conflict", refusal_for(conflict, at.now), event)
     return _find_shortage(trial, job)
 
@@ -119,8 +120,6 @@ def start(
         operation_id=operation_id,
     )
     builder.add(started, job.position)
-    if job.agent:
-        builder.work[job.agent] += 1
 
 
 def active_runs(state: State, job: JobRow) -> list[RunRow]:
@@ -139,16 +138,13 @@ def job_not_found(name: str) -> Refused:
     return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
 
 
-def _find_shortage(builder: DecisionBuilder, job: JobRow) -> Obstacle | None:
-    """Return the refusal of the tokens that a run needs, if there are not enough."""
-    state, agent = builder.state, job.agent or ORCHESTRATOR_AGENT
-    day = state.day
-    if not job.tokens or day is None:
+def _find_shortage(trial: DecisionBuilder, job: JobRow) -> Obstacle | None:
+    """Return the refusal of the tokens that a run needs, if there are not enough even after the trial."""
+    state, agent = trial.before, job.agent or ORCHESTRATOR_AGENT
+    day, freed_day = state.day, trial.state.day
+    if not job.tokens or day is None or freed_day is None:
         return None
-    freed = builder.released_tokens[day.day, agent]
-    # Tokens released by cancelled runs of other agents are free for the squad, and so for this agent.
-    of_others = sum(tokens for (on, _), tokens in builder.released_tokens.items() if on == day.day) - freed
-    judged = allowance(state, day.replaced(reserved=day.reserved - of_others), agent, job.tokens - freed)
+    judged = allowance(trial.state, freed_day, agent, job.tokens)
     if judged.denied is None:
         return None
     denied = TokensDenied(
@@ -164,11 +160,11 @@ def _find_shortage(builder: DecisionBuilder, job: JobRow) -> Obstacle | None:
     event = NewEvent(denied, day.position if of_squad else part.position or state.policy.position)
     # If the agent has a limit, the squad may have more left than the agent.
     to_whom = f" for {agent!r}" if agent in state.policy.agent_limits else ""
-    with_what = ", including what a cancellation would release" if freed or of_others else ""
-    left = max(judged.remaining + freed, 0)
+    with_what = ", including what a cancellation would release" if freed_day.reserved < day.reserved else ""
+    left = max(judged.remaining, 0)
     detail = f"{job.tokens} tokens are needed, {left} remain{to_whom}{with_what}"
     extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
-    retry_after_seconds = max(1, ceil((day.ends_at - builder.at.now).total_seconds()))
+    retry_after_seconds = max(1, ceil((day.ends_at - trial.at.now).total_seconds()))
     return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds), event)
 
 

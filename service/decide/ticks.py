@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
     from service.commands import ClaimTick
-    from service.memory.state import State
+    from service.memory.draft import Draft
 
 MAX_CLOSED_AT_ONCE = 500
 """How many past ticks a change of a schedule records at most; the next attempt continues from there."""
@@ -34,13 +34,13 @@ MAX_MISSED_PER_CLAIM = 100
 """How many a claim records at most. After an outage many jobs have some, and other commands must wait."""
 
 
-def claim_tick(state: State, command: ClaimTick, at: DecisionContext) -> Decision:
+def claim_tick(draft: Draft, command: ClaimTick, at: DecisionContext) -> Decision:
     """Give due ticks their outcomes: those that were missed, and the next one after them."""
-    job = starting.scheduled_job(state, command.name)
+    job = starting.scheduled_job(draft, command.name)
     if job is None or not job.enabled:
-        return Accepted([], {"position": state.head.position})
-    builder = DecisionBuilder(state, at)
-    active = starting.active_runs(state, job)
+        return Accepted([], {"position": draft.head.position})
+    builder = DecisionBuilder(draft, at)
+    active = starting.active_runs(draft, job)
     if job.buffered_tick is not None and not active:
         _decide_tick(builder, job, job.buffered_tick, active, command.runner)
     else:
@@ -51,7 +51,7 @@ def claim_tick(state: State, command: ClaimTick, at: DecisionContext) -> Decisio
         tick = next_tick(schedule_of(job), last)
         if tick and due_at(job, tick) <= at.now and len(builder.events) < MAX_MISSED_PER_CLAIM:
             _decide_tick(builder, job, tick, active, command.runner)
-    return Accepted(builder.events, {} if builder.events else {"position": state.head.position})
+    return builder.accept({} if builder.events else {"position": draft.head.position})
 
 
 def close_schedule(

@@ -108,14 +108,13 @@ def decide_batch(
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
         recorder.set_savepoint()
-    at = DecisionContext(now, ids)
-    _record_due_events(draft, recorder, at)
+    _record_due_events(draft, recorder)
     for decided, ticket in enumerate(tickets):
         if decided and _is_full(recorder.size, len(batch.recorded)):
             return batch._replace(tickets=tickets[:decided], size=recorder.size)
         outcome: Outcome | Exception
         try:
-            outcome = _decide_one(draft, ticket.request, recorder, answers, at)
+            outcome = _decide_one(draft, ticket.request, recorder, answers)
             recorder.set_savepoint()
         except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
             kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
@@ -131,8 +130,8 @@ def _decide_one(
     request: Request,
     recorder: Recorder,
     answers: dict[str, EarlierAnswer],
-    at: DecisionContext,
 ) -> Outcome:
+    at = DecisionContext(recorder.now, recorder.ids, request.actor)
     if request.caller and (denied := access.authorize(draft, request.caller, request.command, at)):
         recorder.record(denied.events, request.actor, request.correlation_id)
         return Outcome({}, draft.head.position if denied.events else None, denied.refusal)
@@ -229,19 +228,20 @@ def _names_other_subject(draft: Draft, command: AnyCommand) -> bool:
     return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
 
 
-def _record_due_events(draft: Draft, recorder: Recorder, at: DecisionContext) -> None:
-    if not draft.has_policy or not _is_check_due(draft, at.now):
+def _record_due_events(draft: Draft, recorder: Recorder) -> None:
+    now = recorder.now
+    if not draft.has_policy or not _is_check_due(draft, now):
         return
-    correlation_id = at.new_id()
-    expiring = [name for name in EXPIRING if draft.no_expiry_before[name] <= at.now]
+    correlation_id = recorder.ids()
+    expiring = [name for name in EXPIRING if draft.no_expiry_before[name] <= now]
     is_all = True
     for step in clock.STEPS:
-        events = list(islice(step(draft, at.now), MAX_DUE_PER_BATCH))
+        events = list(islice(step(draft, now), MAX_DUE_PER_BATCH))
         recorder.record(events, CLOCK_ACTOR, correlation_id)
         is_all = is_all and len(events) < MAX_DUE_PER_BATCH
     if is_all:
-        draft.checked_at = at.now
-        draft.no_expiry_before.update({name: draft.first_to_expire(name, at.now) for name in expiring})
+        draft.checked_at = now
+        draft.no_expiry_before.update({name: draft.first_to_expire(name, now) for name in expiring})
     recorder.set_savepoint()
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from service.decide import Decision, DecisionContext
-    from service.memory.state import State
+    from service.memory.draft import Draft
 
 POISON = "poison"
 
@@ -59,8 +59,8 @@ def _unstorable() -> do.SendMessage:
 def poison_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the decision on a message with the text `POISON` raise an exception."""
 
-    def decide_unless_poison(state: State, command: do.AnyCommand, at: DecisionContext) -> Decision:
-        decision = decide(state, command, at)
+    def decide_unless_poison(draft: Draft, command: do.AnyCommand, at: DecisionContext) -> Decision:
+        decision = decide(draft, command, at)
         if isinstance(command, do.SendMessage) and command.message == POISON:
             raise ArithmeticError("not to my taste")
         return decision

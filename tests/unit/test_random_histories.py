@@ -154,7 +154,7 @@ class CheckedStory:
         if self.story.squad.has_policy:
             for command in commands:
                 recorder.record(
-                    decide(draft, command, DecisionContext(now, self.story.new_id)).events, "x", "y"
+                    decide(draft, command, DecisionContext(now, self.story.new_id, "y")).events, "x", "y"
                 )
         draft.roll_back()
         assert _contents(draft) == before
