@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class DecisionBuilder:
     """The events of one decision so far, and the squad as it will be with them."""
 
+    __slots__ = ("_after", "at", "before", "events")
+
     def __init__(self, draft: Draft, at: DecisionContext) -> None:
         self.before = draft
         """The squad without them."""
@@ -61,7 +63,9 @@ class DecisionBuilder:
 
     def add(self, event: AnyEvent, caused_by: int | None = None) -> int:
         """Add an event; return its position."""
-        return self.append(NewEvent(event, caused_by))
+        events = self.events
+        events.append(NewEvent(event, caused_by))
+        return self.before.head.position + len(events)
 
     def append(self, new: NewEvent) -> int:
         """Add an event that already has its cause; return its position."""
