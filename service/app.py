@@ -22,6 +22,7 @@ from eventstore.keys import Keyring
 from eventstore.listener import Listener
 from projections.projector import Projector
 from service.apply_settings import apply_settings
+from service.arrivals import Arrivals
 from service.background import background
 from service.channels import Channels
 from service.clock import DatabaseClock
@@ -101,15 +102,16 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
                 return await sealing.reveal(reading, page, keyring)
 
         tail = Tail(reveal)
-        channels = Channels(tail)
-        writer.observers.append(channels.extend)
-        writer.on_replaced += [tables.reset, channels.reset]
+        channels, arrivals = Channels(tail), Arrivals()
+        writer.observers += [channels.extend, arrivals.observe]
+        writer.on_replaced += [tables.reset, channels.reset, arrivals.reset]
         services = Services(
             settings=settings,
             writer=writer,
             tables=tables,
             tail=tail,
             channels=channels,
+            arrivals=arrivals,
             clock=clock,
             listener=listener,
             projector=projector,
@@ -200,6 +202,7 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     await site.stop()
     await services.scheduler.stop()
     services.tables.release_waiters()
+    services.arrivals.reset()
     services.streams.end()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):

@@ -47,7 +47,11 @@ class Metrics:
         self._registry = CollectorRegistry()
         # Counted here: the library's counters take a lock and a look-up at every request.
         self._requests = Counter[tuple[str, int]]()
-        self.open_streams = Gauge("squad_open_streams", "Open event streams.", registry=self._registry)
+        self.open_streams = Gauge(
+            "squad_open_streams",
+            "Open event streams, and requests that wait for a message.",
+            registry=self._registry,
+        )
         self._registry.register(_PartsCollector(writer, projector, listener, clock))
         self._registry.register(self)
         ProcessCollector(registry=self._registry)

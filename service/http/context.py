@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from eventstore.listener import Listener
     from projections.projector import Projector
+    from service.arrivals import Arrivals
     from service.channels import Channels
     from service.clock import DatabaseClock
     from service.http.auth import Authenticator
@@ -78,6 +79,7 @@ class Services:
     tables: ReadTables
     tail: Tail
     channels: Channels
+    arrivals: Arrivals
     clock: DatabaseClock
     listener: Listener
     projector: Projector

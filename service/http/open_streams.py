@@ -69,32 +69,47 @@ class OpenStreams:
         self._maximum = maximum
         self._max_per_key = max_per_key
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open = 0
         self._by_key = Counter[str]()
         self._frames: dict[int, tuple[Recorded, bytes]] = {}
         self.from_memory, self.from_log = Throttle(), Throttle()
 
     @contextmanager
     def count_open(self, who: Caller) -> Iterator[None]:
-        """Count this task's stream for as long as it is open.
+        """Count this task's stream for as long as it is open. `end` cancels the task.
 
         Raises:
             Problem: the limit is reached.
         """
-        if len(self._tasks) >= self._maximum:
+        task = asyncio.current_task()
+        assert task
+        with self.admit(who):
+            self._tasks.add(task)
+            try:
+                yield
+            finally:
+                self._tasks.discard(task)
+
+    @contextmanager
+    def admit(self, who: Caller) -> Iterator[None]:
+        """Count a stream, or a request that stays open like one but takes no turns, while it is open.
+
+        Raises:
+            Problem: the limit is reached.
+        """
+        if self._open >= self._maximum:
             raise Problem("streams_full", f"{self._maximum} are open in total", retry_after_seconds=5)
         if who.key_id and self._by_key[who.key_id] >= self._max_per_key:
             raise Problem(
                 "too_many_streams", f"{self._max_per_key} are open with this key", retry_after_seconds=5
             )
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
+        self._open += 1
         if who.key_id:
             self._by_key[who.key_id] += 1
         try:
             yield
         finally:
-            self._tasks.discard(task)
+            self._open -= 1
             if who.key_id:
                 self._by_key[who.key_id] -= 1
                 if not self._by_key[who.key_id]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from service import reading
 from service.http import auth
 from service.http.routes import openapi
+from service.http.v1 import messages
 from tests.api.client import running_service
 from tests.support.keys import make_key
 
@@ -97,6 +99,14 @@ OTHER_WRITES = (
 """Together with `RANDOM_VALUES` and `ON_EXISTING_OBJECTS`, all operations that take a body."""
 
 
+@pytest.fixture(autouse=True)
+def _answers_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests that may wait for something wait hardly at all."""
+    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(messages, "monotonic", lambda: 1_000 * monotonic())
+    monkeypatch.setattr(messages, "POLL_SECONDS", 0.02)
+
+
 @pytest.mark.parametrize(
     "options", [BOUNDARY_VALUES, RANDOM_VALUES], ids=["boundary values", "random values"]
 )
@@ -104,7 +114,6 @@ async def test_service_conforms_to_its_openapi_document(
     database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     """Load the document from the service, and send it thousands of requests generated from the document."""
-    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
     # Schemathesis tries wrong keys on every route.
     monkeypatch.setattr(auth, "FAILED_TRIES_PER_MINUTE", 1_000_000)
     key = (await make_key(database)).text
@@ -115,10 +124,9 @@ async def test_service_conforms_to_its_openapi_document(
 
 
 async def test_requests_for_existing_objects_conform_to_openapi_document(
-    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    database: str, tmp_path: Path
 ) -> None:
     """The paths name objects that the test has created; everything else is random."""
-    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
     key = (await make_key(database)).text
     async with running_service(database, key_requests_per_second=0) as service:
         names = await _create_objects(service.api.with_key(key))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from eventstore.listener import POLL_SECONDS, wait_for_hint
 from projections import storage
 from projections.messages import MESSAGES, messages
 from service import commands as do
+from service.decide.access import KEY_INVALID
 from service.http import answers, write_answers
 from service.http.context import Services, parse_path, parse_query
 from service.http.lists import ListQuery, PageQuery, Query, one_row, page_of_rows, read_page
+from service.http.problems import Problem
 from service.http.reply import respond
 from service.http.route import Route, write
-from service.http.scope import Scope, own_agent, require_own
+from service.http.scope import Scope, caller, own_agent, require_own
 from service.values import ExternalId, Id, Name
 
 if TYPE_CHECKING:
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 
     from projections.messages import MessageRow
     from service.http.reply import Reply
+
+MAX_WAIT_SECONDS = 60.0
+"""How long a request may wait for a message: shorter than most proxies wait for an answer."""
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _IN_INBOX = sql.SQL(
@@ -49,6 +56,14 @@ class MessageQuery(ListQuery):
     """Only messages about this task."""
 
 
+class InboxQuery(PageQuery):
+    """Which part of an inbox, and how long to wait for one."""
+
+    wait_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
+    """If there is no message, wait for one, for at most this long. Meanwhile the request counts as an open
+    event stream."""
+
+
 async def _list(services: Services, request: web.Request) -> Reply:
     mine = own_agent()
     return await page_of_rows(
@@ -70,8 +85,43 @@ def _check_own(row: MessageRow) -> None:
 async def _inbox(services: Services, request: web.Request) -> Reply:
     agent = parse_path(_NAME, request, "name")
     require_own(agent, "an agent may read only its own inbox")
-    query = parse_query(PageQuery, request)
-    async with services.tables.covering(messages, query.min_position) as connection:
+    query = parse_query(InboxQuery, request)
+    if query.wait_seconds:
+        return respond(200, await _wait_for_message(services, request, agent, query))
+    return respond(200, await _read_inbox(services, agent, query, query.min_position))
+
+
+async def _wait_for_message(
+    services: Services, request: web.Request, agent: str, query: InboxQuery
+) -> dict[str, Any]:
+    """Return a page of an inbox as soon as it has a message; an empty one after the time to wait."""
+    deadline, min_position, who = monotonic() + query.wait_seconds, query.min_position, caller()
+    with (
+        services.streams.admit(who),
+        services.metrics.open_streams.track_inprogress(),
+        services.arrivals.watch(agent) as arrived,
+    ):
+        while True:
+            waiter = arrived.waiter()
+            async with services.arrivals.reading:
+                shown = await _read_inbox(services, agent, query, min_position)
+            if shown["items"]:
+                return shown
+            while not waiter.is_set():
+                left = deadline - monotonic()
+                # A request whose client has gone has no transport; it is not notified of that.
+                if left <= 0 or services.stopping or request.transport is None:
+                    return shown
+                if not services.authenticator.is_still_allowed(who):
+                    raise Problem("unauthorized", KEY_INVALID)
+                await wait_for_hint(waiter, min(left, POLL_SECONDS))
+            min_position = max(query.min_position or 0, arrived.position)
+
+
+async def _read_inbox(
+    services: Services, agent: str, query: PageQuery, min_position: int | None
+) -> dict[str, Any]:
+    async with services.tables.covering(messages, min_position) as connection:
         inbox = services.tables.inbox(agent)
         found: list[int] = []
 
@@ -90,7 +140,7 @@ async def _inbox(services: Services, request: web.Request) -> Reply:
     upto = shown["next"]
     there = [position for position in found if upto is None or position <= upto]
     services.tables.record_scan(inbox, query.after, upto, there)
-    return respond(200, shown)
+    return shown
 
 
 ROUTES = (
@@ -137,10 +187,10 @@ ROUTES = (
         tag="messages",
         scope=Scope.READ,
         handler=_inbox,
-        query=PageQuery,
+        query=InboxQuery,
         path_types={"name": Name},
         answers={200: answers.page_of(answers.Message)},
-        problems=("not_yet", "wrong_agent"),
+        problems=("not_yet", "wrong_agent", "too_many_streams", "streams_full"),
     ),
     write(
         "POST",
