@@ -49,7 +49,8 @@ _MAX_POSITION = 2**63 - 1
 _MICROSECOND = timedelta(microseconds=1)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
-Position = Annotated[int, Field(ge=0, le=_MAX_POSITION)]
+PositionOrZero = Annotated[int, Field(ge=0, le=_MAX_POSITION)]
+"""A position in the log, or 0, which is before the first one."""
 
 
 class Query(BaseModel):
@@ -57,7 +58,7 @@ class Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    min_position: Position | None = None
+    min_position: PositionOrZero | None = None
     """Wait, for at most 5 seconds, until the answer covers this position."""
 
 
@@ -66,7 +67,7 @@ class PageQuery(Query):
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
     """The maximum number of entries on a page."""
-    after: Position = 0
+    after: PositionOrZero = 0
     """The `next` of the previous page."""
 
 

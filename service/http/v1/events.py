@@ -11,7 +11,7 @@ from eventstore import log, lookup, sealing
 from service.channels import agent_of
 from service.http import answers
 from service.http.context import Services, parse_query
-from service.http.lists import ListQuery, Position, Query, read_page
+from service.http.lists import ListQuery, PositionOrZero, Query, read_page
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Media, Route
@@ -45,7 +45,7 @@ class EventQuery(ListQuery):
 class StreamQuery(Query):
     """Filters of the live stream."""
 
-    after: Position | None = None
+    after: PositionOrZero | None = None
     """Begin after this position; without it and without Last-Event-ID, only new events are sent."""
     type: EventType | None = None
     """Only events of this type, such as `message_sent`."""
@@ -159,7 +159,7 @@ ROUTES = (
         scope=Scope.READ,
         handler=_one,
         query=Query,
-        path_types={"position": Position},
+        path_types={"position": PositionOrZero},
         answers={200: answers.LoggedEvent},
         problems=("not_found", "not_yet", "wrong_agent"),
     ),

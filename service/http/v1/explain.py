@@ -11,7 +11,7 @@ from service.explain.reader import PostgresLogQueries
 from service.explain.record import OriginKind
 from service.http.answers import Answer
 from service.http.context import Services, parse_query
-from service.http.lists import Position, Query
+from service.http.lists import PositionOrZero, Query
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route
@@ -90,7 +90,7 @@ ROUTES = (
         scope=Scope.AUDIT,
         handler=_explain,
         query=Query,
-        path_types={"position": Position},
+        path_types={"position": PositionOrZero},
         answers={200: Explanation},
         problems=("not_found", "not_yet"),
     ),

@@ -15,7 +15,7 @@ from service.history.time_travel import PastSquad, squad_at
 from service.http import answers
 from service.http.chunks import respond_long
 from service.http.context import Services, parse_query
-from service.http.lists import Position, Query
+from service.http.lists import PositionOrZero, Query
 from service.http.problems import Problem
 from service.http.route import Route
 from service.http.scope import Scope
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 10.0
 """How long the log may be folded for one answer; and how long a request may wait before that for others."""
 
-_POSITION: TypeAdapter[int] = TypeAdapter(Position)
+_POSITION: TypeAdapter[int] = TypeAdapter(PositionOrZero)
 _MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 _EXAMPLES = [1_234, "2026-01-31T09:00:00Z"]
 
