@@ -1,0 +1,136 @@
+"""The example agent that waits at its inbox, against the service."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from examples import inbox_agent
+from examples.inbox_agent import InboxAgent, Squad, Work
+from tests.api.client import running_service
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.api.client import Api, Service
+
+NAME = "echo"
+
+
+@asynccontextmanager
+async def _running(service: Service, processes: int = 1) -> AsyncIterator[None]:
+    """Let the agent run, as this many processes would, for the duration of the block."""
+    agents = [InboxAgent(Squad(service.url), NAME) for _ in range(processes)]
+    running = [asyncio.create_task(asyncio.to_thread(agent.run)) for agent in agents]
+    try:
+        yield
+    finally:
+        for agent in agents:
+            agent.stop.set()
+        await asyncio.gather(*running)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the agent look again soon, so that it notices that it is to stop."""
+    monkeypatch.setattr(inbox_agent, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(inbox_agent, "MIN_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(inbox_agent, "MAX_PAUSE_SECONDS", 0.1)
+
+
+async def _ask(api: Api, text: str) -> str:
+    sent = await api.post("messages", from_agent="ada", to_agent=NAME, message=text)
+    return str(sent.expect(201)["id"])
+
+
+async def _items(api: Api, path: str, **query: object) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await api.get(path, **query)).expect(200)["items"]
+    return items
+
+
+async def _answers(api: Api) -> list[str]:
+    return [message["message"] for message in await _items(api, "messages", from_agent=NAME)]
+
+
+async def _is_inbox_empty(api: Api) -> bool:
+    return not await _items(api, f"agents/{NAME}/inbox")
+
+
+async def test_agent_answers_acknowledges_and_reports_its_tokens(service: Service) -> None:
+    api = service.api
+    async with _running(service):
+        await _ask(api, "four")
+        await eventually(lambda: _is_inbox_empty(api))
+        assert await _answers(api) == ["Your message has 4 characters."]
+    budget = (await api.get("budget")).expect(200)
+    assert (budget["used"], budget["reserved"]) == (20, 0)
+    [operation] = await _items(api, "operations")
+    assert (operation["agent"], operation["state"], operation["outcome"]) == (NAME, "finished", "succeeded")
+
+
+async def test_several_processes_answer_each_message_once(service: Service) -> None:
+    api = service.api
+    async with _running(service, processes=3):
+        for number in range(1, 11):
+            await _ask(api, "x" * number)
+        await eventually(lambda: _is_inbox_empty(api))
+    assert sorted(await _answers(api)) == sorted(f"Your message has {n} characters." for n in range(1, 11))
+    budget = (await api.get("budget")).expect(200)
+    assert (budget["used"], budget["reserved"]) == (10 * 20, 0)
+
+
+async def test_answer_that_a_dead_process_has_sent_is_not_sent_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = service.api
+    question = await _ask(api, "hello")
+    await api.post(
+        "messages",
+        {"Idempotency-Key": f"answer-{question}"},
+        from_agent=NAME,
+        to_agent="ada",
+        message="from the one that died",
+    )
+    monkeypatch.setattr(inbox_agent, "answer", lambda message: Work("another text", 20))
+    async with _running(service):
+        await eventually(lambda: _is_inbox_empty(api))
+    assert await _answers(api) == ["from the one that died"]
+
+
+async def test_messages_wait_while_there_are_no_tokens(database: str) -> None:
+    async with running_service(database, daily_tokens=100) as service:
+        api = service.api
+        async with _running(service):
+            await _ask(api, "hello")
+            await eventually(lambda: _items(api, "events", type="tokens_denied"))
+            assert await _answers(api) == []
+            (await api.put("budget", daily_tokens=10_000)).expect(200)
+            await eventually(lambda: _is_inbox_empty(api))
+        assert await _answers(api) == ["Your message has 5 characters."]
+        states = {operation["outcome"] for operation in await _items(api, "operations")}
+        assert states == {"failed", "succeeded"}
+
+
+async def test_claim_is_renewed_while_an_answer_takes_long(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = service.api
+    monkeypatch.setattr(inbox_agent, "RENEWAL_SECONDS", 0.05)
+    renewed = threading.Event()
+
+    def answer_once_renewed(message: dict[str, Any]) -> Work:
+        assert renewed.wait(30)
+        return Work("at last", 20)
+
+    monkeypatch.setattr(inbox_agent, "answer", answer_once_renewed)
+    async with _running(service):
+        await _ask(api, "hello")
+        await eventually(lambda: _items(api, "events", type="operation_renewed"))
+        renewed.set()
+        await eventually(lambda: _is_inbox_empty(api))
+    assert await _answers(api) == ["at last"]
