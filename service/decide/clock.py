@@ -40,7 +40,9 @@ def _deadlines(squad: Squad) -> Iterator[datetime]:
     if day := squad.day:
         yield day.ends_at
     yield from squad.no_expiry_before.values()
-    for heard_of, silence in zip(squad.longest_silent(), agents.allowed_silence(squad.policy), strict=True):
+    for heard_of, silence in zip(
+        squad.resting_agents.longest_silent(), agents.allowed_silence(squad.policy), strict=True
+    ):
         if heard_of < NEVER:
             yield heard_of + silence
     for key in squad.all(KEYS):

@@ -127,7 +127,10 @@ def due_jobs(
         now: the time.
         report: called with each job whose ticks this process cannot compute, and the reason.
     """
-    runs, later = [run.id for run in squad.free_runs(now)], squad.next_free_run(now)
+    runs, later = (
+        [run.id for run in squad.runs_in_progress.free(now)],
+        squad.runs_in_progress.next_free(now),
+    )
     agenda = squad.due_jobs
     if not agenda.catch_up(now, report):
         return [], runs, now

@@ -6,7 +6,6 @@ resource, the runs of a job, what expires, which agents go quiet, when jobs are 
 
 from __future__ import annotations
 
-import heapq
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,12 @@ from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from service.memory.deadlines import NEVER, Deadlines
 from service.memory.due_jobs import DueJobs
+from service.memory.indexes import RestingAgents, RunsInProgress
 from service.memory.residence import PARTIAL, RESIDENT, Residence
 from service.memory.state import (
     EXPIRING,
     State,
-    active_since,
     expiry,
-    free_at,
-    idle_since,
     ids_in,
     key_of_resource,
     with_id,
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
     from projections.projection import K, R, Rows, Table
     from projections.runs import RunRow
     from service.memory.draft import Draft, Layer
+    from service.memory.indexes import Index
     from service.memory.state import Resource
 
 
@@ -55,17 +53,10 @@ class Squad(State):
         """By `key_of_resource`, the ids of the active operations that name the resource, joined by commas:
         there can be many, and the garbage collector does not traverse strings."""
         self.gmail_ids: dict[str, str] = {}
-        self._resting: dict[str, int] = {}
-        """A number for each resting agent, which is neither at work nor offline, in the order in which they
-        began to rest."""
-        self._runs_of: dict[str, set[str]] = {}
-        """Ids of the runs in progress, by job."""
         self.absent: set[str] = set()
         """Streams of tasks and e-mails that are open but not in memory."""
-        self.due_jobs = DueJobs(self.tables[JOBS.name])
-        """When the jobs are due."""
         self._days_of_shares: set[date] = set()
-        self._keep_deadlines()
+        self._keep_indexes(RestingAgents(self.tables[AGENTS.name]))
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """Return one table's active rows, for reading."""
@@ -92,24 +83,11 @@ class Squad(State):
 
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
         """Yield the resting agents last heard of by then, in the order in which they began to rest."""
-        both = self._active.expired(active), self._idle.expired(idle)
-        return heapq.merge(*both, key=self._resting_order)
-
-    def longest_silent(self) -> tuple[datetime, datetime]:
-        """Return when the longest silent resting agent was last heard of, among the active and the idle."""
-        return self._active.first(), self._idle.first()
+        return self.resting_agents.silent_since(active, idle)
 
     def runs_of(self, job: str, /) -> Iterable[RunRow]:
         """Return the runs of a job that are in progress, in no order."""
-        return map(self.tables[RUNS.name].__getitem__, self._runs_of.get(job, ()))
-
-    def free_runs(self, now: datetime) -> Iterable[RunRow]:
-        """Yield the runs that are free to be taken up by any process, in the order in which they began."""
-        return self._leases.expired(now)
-
-    def next_free_run(self, now: datetime) -> datetime:
-        """Return when the next of the other runs becomes free, if nothing happens to it before."""
-        return self._leases.next(now)
+        return self.runs_in_progress.of_job(job)
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """Return the id of the e-mail with this Gmail message id, if it is in memory."""
@@ -121,13 +99,27 @@ class Squad(State):
         copy.head, copy.checked_at = self.head, self.checked_at
         copy.no_expiry_before = dict(self.no_expiry_before)
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
-        copy.due_jobs = DueJobs(copy.tables[JOBS.name])
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
-        copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
-        copy._days_of_shares, copy._resting = self._days_of_shares.copy(), self._resting.copy()
-        copy._keep_deadlines()
+        copy._days_of_shares = self._days_of_shares.copy()
+        copy._keep_indexes(self.resting_agents.copy(copy.tables[AGENTS.name]))
         return copy
+
+    def _keep_indexes(self, resting_agents: RestingAgents) -> None:
+        tables = self.tables
+        self._expiring: dict[str, Deadlines[Any]] = {
+            OPERATIONS.name: Deadlines(tables[OPERATIONS.name], expiry, attrgetter("fencing_token")),
+            RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
+        }
+        self.due_jobs = DueJobs(tables[JOBS.name])
+        self.resting_agents = resting_agents
+        self.runs_in_progress = RunsInProgress(tables[RUNS.name])
+        self._indexes: dict[str, Index] = {
+            **self._expiring,
+            JOBS.name: self.due_jobs,
+            AGENTS.name: resting_agents,
+            RUNS.name: self.runs_in_progress,
+        }
 
     def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
         """Load the active ones of rows that were read from a table.
@@ -138,22 +130,18 @@ class Squad(State):
         active: list[Any] = [row for row in rows if residence.is_active(row)]
         if residence.table is OPERATIONS:
             active.sort(key=lambda row: row.fencing_token)
-        kept.update((table.key_of(row), row) for row in active)
-        if residence.table is JOBS:
-            self.due_jobs.change(row.name for row in active)
+        loaded = {table.key_of(row): row for row in active}
+        kept.update(loaded)
+        if index := self._indexes.get(table.name):
+            index.change(loaded)
         if table.name in EXPIRING:
             known = self.no_expiry_before[table.name]
             soonest = min((row.expires_at for row in active), default=known)
             self.no_expiry_before = {**self.no_expiry_before, table.name: min(known, soonest)}
-            self._expiring[table.name].change(map(table.key_of, active))
         if residence.table is OPERATIONS:
             for operation in active:
                 for resource in map(key_of_resource, operation.resources.items()):
                     self.holders[resource] = with_id(self.holders.get(resource), operation.id)
-        if residence.table is AGENTS:
-            self._track_agents(active)
-        if residence.table is RUNS:
-            self._track_runs(active)
         if residence.table is EMAILS:
             self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 
@@ -179,12 +167,8 @@ class Squad(State):
         for table, layer in draft.layers.items():
             if residence := RESIDENT.get(table.name):
                 self._merge_rows(residence, layer, draft)
-            if deadlines := self._expiring.get(table.name):
-                deadlines.change(layer.changes)
-        if AGENTS in draft.layers:
-            self._track_agents(draft.layers[AGENTS].changes.values())
-        if RUNS in draft.layers:
-            self._track_runs(draft.layers[RUNS].changes.values())
+            if index := self._indexes.get(table.name):
+                index.change(layer.changes)
         if BUDGET_DAYS in draft.layers:
             self._drop_past_shares()
         for stream, version in draft.versions.changes.items():
@@ -198,8 +182,6 @@ class Squad(State):
 
     def _merge_rows(self, residence: Residence, layer: Layer, draft: Draft) -> None:
         kept, is_partial = self.tables[residence.table.name], residence.table.name in PARTIAL
-        if residence.table is JOBS:
-            self.due_jobs.change(layer.changes)
         for key, row in layer.changes.items():
             is_active = residence.is_active(row)
             if is_active and key in kept and not is_partial:
@@ -222,41 +204,6 @@ class Squad(State):
                 self.versions.pop(stream, None)
             if residence.table is EMAILS:
                 self.gmail_ids.pop(row.gmail_message_id, None)
-
-    def _track_agents(self, agents: Iterable[AgentRow]) -> None:
-        """Track which of these agents may go quiet."""
-        resting = self._resting
-        for row in agents:
-            if row.operations > 0 or row.status == "offline":
-                resting.pop(row.name, None)
-                continue
-            if row.name not in resting:
-                resting[row.name] = next(reversed(resting.values()), 0) + 1
-            (self._active if row.status == "active" else self._idle).change((row.name,))
-
-    def _resting_order(self, agent: AgentRow) -> int:
-        return self._resting[agent.name]
-
-    def _keep_deadlines(self) -> None:
-        tables = self.tables
-        self._expiring: dict[str, Deadlines[Any]] = {
-            OPERATIONS.name: Deadlines(tables[OPERATIONS.name], expiry, attrgetter("fencing_token")),
-            RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
-        }
-        self._leases = Deadlines[Any](tables[RUNS.name], free_at, attrgetter("fencing_token"))
-        self._active = Deadlines[Any](tables[AGENTS.name], active_since, self._resting_order)
-        self._idle = Deadlines[Any](tables[AGENTS.name], idle_since, self._resting_order)
-
-    def _track_runs(self, runs: Iterable[RunRow]) -> None:
-        """Track which of these runs are in progress."""
-        for row in runs:
-            if row.status == "running":
-                self._runs_of.setdefault(row.job, set()).add(row.id)
-            elif others := self._runs_of.get(row.job):
-                others.discard(row.id)
-                if not others:
-                    del self._runs_of[row.job]
-            self._leases.change((row.id,))
 
     def _drop_past_shares(self) -> None:
         """Drop the agents' shares of the days that are no longer in memory."""

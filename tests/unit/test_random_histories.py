@@ -219,11 +219,11 @@ class CheckedStory:
             assert squad.first_to_expire(name, now) == later
             assert all(squad.no_expiry_before[name] <= row.expires_at for row in rows)
         free_at = {row.id: row.retry_at or row.lease_expires_at for row in squad.all(RUNS)}
-        assert [row.id for row in squad.free_runs(now)] == [
+        assert [row.id for row in squad.runs_in_progress.free(now)] == [
             id_ for id_, at in free_at.items() if at and at <= now
         ]
         coming = [at for at in free_at.values() if at and at > now]
-        assert squad.next_free_run(now) == min(coming, default=NEVER)
+        assert squad.runs_in_progress.next_free(now) == min(coming, default=NEVER)
         rest = [row for row in squad.all(AGENTS) if row.operations == 0]
         found = list(squad.silent_since(now - A_MINUTE, now - 3 * A_MINUTE))
         assert {row.name for row in found} == {
@@ -233,7 +233,7 @@ class CheckedStory:
             or (row.status == "idle" and row.last_active <= now - 3 * A_MINUTE)
         }
         assert len(found) == len({row.name for row in found})
-        for status, heard_of in zip(("active", "idle"), squad.longest_silent(), strict=True):
+        for status, heard_of in zip(("active", "idle"), squad.resting_agents.longest_silent(), strict=True):
             first = min((row.last_active for row in rest if row.status == status), default=NEVER)
             assert heard_of == first or first < heard_of <= self.story.now
 
