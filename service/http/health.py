@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
@@ -20,7 +19,7 @@ from service.http.scope import Scope
 PROBE_SECONDS = 2.0
 """How long the database may take to answer."""
 
-_STUCK_AFTER = timedelta(seconds=10)
+_STUCK_AFTER_SECONDS = 10
 """How long a projection may make no progress while there are events for it."""
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 # An idle projection makes no progress either, so what counts is how long the next event has been waiting.
 _PROJECTIONS = """
     SELECT p.name, p.position, p.failed_position, p.error,
-           least(clock_timestamp() - next.recorded_at, clock_timestamp() - p.updated_at) AS waited,
+           extract(epoch FROM least(clock_timestamp() - next.recorded_at,
+                                    clock_timestamp() - p.updated_at)) AS waited_seconds,
            (SELECT coalesce(max(position), 0) FROM events) AS head
     FROM projections p LEFT JOIN events next ON next.position = p.position + 1
     ORDER BY p.name
@@ -76,8 +76,8 @@ def _judge_writer(writer: Writer) -> Mapping[str, Any]:
 
 def _judge(rows: list[tuple[Any, ...]]) -> Mapping[str, Any]:
     shown = {}
-    for name, position, failed_position, error, waited, head in rows:
-        stuck = position < head and waited > _STUCK_AFTER
+    for name, position, failed_position, error, waited_seconds, head in rows:
+        stuck = position < head and waited_seconds > _STUCK_AFTER_SECONDS
         shown[name] = {
             "position": position,
             "lag": head - position,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from service import reading
@@ -34,6 +35,19 @@ async def test_running_service_is_alive_and_ready(api: Api) -> None:
         return not await _failing_checks(api)
 
     await eventually(ready)
+
+
+async def test_service_is_ready_whatever_format_the_database_has_for_intervals(database: str) -> None:
+    async with connected(database) as connection:
+        statement = "ALTER DATABASE {} SET IntervalStyle = 'iso_8601'"
+        name = sql.Identifier(connection.info.dbname)
+        await connection.execute(sql.SQL(statement).format(name))
+    async with running_service(database) as service:
+
+        async def ready() -> bool:
+            return not await _failing_checks(service.api)
+
+        await eventually(ready)
 
 
 async def test_service_stays_ready_while_the_log_grows(service: Service) -> None:
