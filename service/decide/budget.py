@@ -43,6 +43,11 @@ DEFAULT_RESERVATION_SECONDS = 300.0
 """How long a reservation is held by default: longer than a long LLM call."""
 
 
+MIN_RETRY_SECONDS = 30
+"""How soon a refused reservation should be tried again at the earliest. In a busy squad some reservation
+expires at any moment, and each refusal is an event."""
+
+
 class Allowance(NamedTuple):
     """Why tokens may not be reserved, if so, and how many the agent could still reserve."""
 
@@ -66,6 +71,23 @@ def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allow
     if tokens > of_agent:
         return Allowance("agent_limit_reached", min(of_squad, of_agent))
     return Allowance(None, min(of_squad, of_agent))
+
+
+def retry_after_seconds(state: State, day: BudgetDayRow, agent: str, tokens: int, now: datetime) -> int:
+    """Return when to try again to reserve tokens that were refused.
+
+    If there are enough that are only reserved, that is when the next reservation expires; otherwise when
+    the day ends.
+    """
+    limit = state.policy.agent_limits.get(agent)
+    may_fit = tokens <= day.total - day.used and (
+        limit is None or tokens <= limit - state.agent_budget(day, agent).used
+    )
+    until_day_ends = ceil((day.ends_at - now).total_seconds())
+    if not may_fit:
+        return max(1, until_day_ends)
+    until_expiry = ceil((state.first_to_expire(RESERVATIONS.name, now) - now).total_seconds())
+    return max(1, min(until_day_ends, max(until_expiry, MIN_RETRY_SECONDS)))
 
 
 def reserve(draft: Draft, command: ReserveTokens, at: DecisionContext) -> Decision:
@@ -200,7 +222,7 @@ def _deny(
         allowed.denied,
         f"{command.tokens} tokens were requested; {owner}",
         {"remaining": allowed.remaining, "resets_at": day.ends_at},
-        retry_after_seconds=max(1, ceil((day.ends_at - builder.at.now).total_seconds())),
+        retry_after_seconds(state, day, command.agent, command.tokens, builder.at.now),
     )
     builder.add(event, caused_by=cause)
     return builder.refuse(refusal)

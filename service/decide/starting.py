@@ -7,7 +7,6 @@ process or in the first that takes it up.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventstore.events import RunStarted, TokensDenied, TokensReserved
@@ -15,7 +14,7 @@ from eventstore.recorded import NewEvent
 from projections.agents import ORCHESTRATOR_AGENT
 from projections.jobs import JOBS, JobRow
 from service.decide import run_claims
-from service.decide.budget import allowance
+from service.decide.budget import allowance, retry_after_seconds
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Decision, DecisionContext, Refused
 from service.decide.ending import cancel
@@ -164,8 +163,8 @@ def _find_shortage(trial: DecisionBuilder, job: JobRow) -> Obstacle | None:
     left = max(judged.remaining, 0)
     detail = f"{job.tokens} tokens are needed, {left} remain{to_whom}{with_what}"
     extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
-    retry_after_seconds = max(1, ceil((day.ends_at - trial.at.now).total_seconds()))
-    return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds), event)
+    retry_after = retry_after_seconds(state, day, agent, job.tokens, trial.at.now)
+    return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after), event)
 
 
 def _reservation(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensReserved | None:

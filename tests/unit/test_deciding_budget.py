@@ -32,7 +32,7 @@ from service.commands import (
     SetPolicy,
     SettleReservation,
 )
-from service.decide.budget import allowance, remaining
+from service.decide.budget import MIN_RETRY_SECONDS, allowance, remaining
 from service.requests import CommandFailed
 from tests.unit.stories import FRESH, UNKNOWN_ID, Story, given, moment
 
@@ -131,11 +131,32 @@ class TestReserving:
         story.when(ReleaseReservation(reservation_id=story.id)).then_replied(remaining=left - 30)
 
     def test_is_refused_beyond_what_remains(self) -> None:
-        story = a_squad().given(reserve(600, "bob"), use(300, "bob"))
-        story.when(reserve(101)).then_refused("budget_exhausted", denied(101, 100))
+        story = a_squad().given(reserve(100, "bob"), use(800, "bob"))
+        story.when(reserve(201)).then_refused("budget_exhausted", denied(201, 100))
         assert story.refusal.extra == {"remaining": 100, "resets_at": datetime(2026, 3, 3, tzinfo=UTC)}
         assert story.refusal.retry_after_seconds == MIDNIGHT
         assert "100 remain" in story.refusal.detail
+
+    @pytest.mark.parametrize(
+        ("ttl_seconds", "retry_after_seconds"),
+        [(300.0, 300), (5.0, MIN_RETRY_SECONDS)],
+        ids=["when it expires", "not at every moment at which one expires"],
+    )
+    def test_can_be_tried_again_when_a_reservation_that_is_in_the_way_expires(
+        self, ttl_seconds: float, retry_after_seconds: int
+    ) -> None:
+        held = ReserveTokens(agent="bob", tokens=600, ttl_seconds=ttl_seconds)
+        story = a_squad().given(held, use(300, "bob"))
+        story.when(reserve(101)).then_refused("budget_exhausted", denied(101, 100))
+        assert story.refusal.retry_after_seconds == retry_after_seconds
+
+    @pytest.mark.parametrize(("limit", "retry_after_seconds"), [(400, 300), (350, MIDNIGHT)])
+    def test_can_be_tried_again_before_the_day_ends_only_if_the_agent_may_use_that_much(
+        self, limit: int, retry_after_seconds: int
+    ) -> None:
+        story = a_squad(agent_limits={"ann": limit}).given(reserve(300), use(50))
+        assert story.when(reserve(350)).refusal.code == "agent_limit_reached"
+        assert story.refusal.retry_after_seconds == retry_after_seconds
 
     def test_refusal_is_caused_by_the_last_change_of_the_day(self) -> None:
         story = a_squad().given(use(1000, "bob"))
