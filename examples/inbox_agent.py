@@ -8,6 +8,8 @@ processes may run at once, and each may be killed at any moment:
 - The answer is sent with an Idempotency-Key. If a process dies between sending it and acknowledging the
   message, the next one finds that out when it sends its own, and the squad has one answer.
 - Tokens are reserved before they are spent. When the day's budget is used up, messages wait.
+- Only what somebody asked this agent is answered: no message to all, and no answer, which would be answered
+  again by another agent of this kind, and so on.
 """
 
 from __future__ import annotations
@@ -101,12 +103,21 @@ class InboxAgent:
         after = 0
         while not self.stop.is_set():
             try:
-                self._squad.call("PUT", f"/agents/{self._name}", {"role": "answers messages"})
+                self._show_life()
                 after = self._answer_next(after)
             except (Refused, OSError, HTTPException) as error:
                 print(f"{self._name}: {error}", flush=True)
                 seconds = error.retry_after_seconds if isinstance(error, Refused) else 0.0
                 self.stop.wait(min(max(seconds, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS))
+
+    def _show_life(self) -> None:
+        """Send a heartbeat, or register if nobody has registered this agent."""
+        try:
+            self._squad.call("POST", f"/agents/{self._name}/heartbeat", {})
+        except Refused as refused:
+            if refused.code != "agent_not_found":
+                raise
+            self._squad.call("PUT", f"/agents/{self._name}", {"role": "answers messages"})
 
     def _answer_next(self, after: int) -> int:
         """Answer the messages after a position. Return the position to go on from.
@@ -114,10 +125,12 @@ class InboxAgent:
         What stays in the inbox, such as a message that another process has claimed, is looked at again when
         nothing new has come for a while.
         """
-        self._squad.call("POST", f"/agents/{self._name}/heartbeat", {})
         path = f"/agents/{self._name}/inbox?after={after}&wait_seconds={WAIT_SECONDS}"
         messages = self._squad.call("GET", path)["items"]
         for message in messages:
+            if not self._is_question(message):
+                self._acknowledge(message)
+                continue
             try:
                 with self._claimed(message) as position:
                     if self._is_open(message, position):
@@ -126,6 +139,12 @@ class InboxAgent:
                 if refused.code != "conflict":
                     raise
         return int(messages[-1]["position"]) if messages else 0
+
+    def _is_question(self, message: dict[str, Any]) -> bool:
+        return message["to_agent"] == self._name and "answers" not in (message["data"] or {})
+
+    def _acknowledge(self, message: dict[str, Any]) -> None:
+        self._squad.call("POST", f"/messages/{message['id']}/ack", {"agent": self._name})
 
     @contextmanager
     def _claimed(self, message: dict[str, Any]) -> Iterator[int]:
@@ -167,14 +186,19 @@ class InboxAgent:
         work = answer(message)
         used = {"tokens_used": work.tokens_used}
         squad.call("POST", f"/budget/reservations/{reserved['id']}/settle", used)
-        reply = {"from_agent": self._name, "to_agent": message["from_agent"], "message": work.text}
+        reply = {
+            "from_agent": self._name,
+            "to_agent": message["from_agent"],
+            "message": work.text,
+            "data": {"answers": message["id"]},
+        }
         try:
             squad.call("POST", "/messages", reply, key=f"answer-{message['id']}")
         except Refused as refused:
             # An earlier attempt sent another text before it died. That is the answer.
             if refused.code != "idempotency_mismatch":
                 raise
-        squad.call("POST", f"/messages/{message['id']}/ack", {"agent": self._name})
+        self._acknowledge(message)
         print(f"{self._name}: answered {message['from_agent']}", flush=True)
 
 

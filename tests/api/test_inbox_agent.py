@@ -84,6 +84,27 @@ async def test_several_processes_answer_each_message_once(service: Service) -> N
     assert (budget["used"], budget["reserved"]) == (10 * 20, 0)
 
 
+async def test_answers_and_messages_to_all_are_acknowledged_but_not_answered(service: Service) -> None:
+    """Otherwise two agents of this kind would answer each other for ever."""
+    api = service.api
+    async with _running(service):
+        await api.post("messages", from_agent="ada", message="to all")
+        await api.post("messages", from_agent="ada", to_agent=NAME, message="so?", data={"answers": "x"})
+        await _ask(api, "four")
+        await eventually(lambda: _is_inbox_empty(api))
+    assert await _answers(api) == ["Your message has 4 characters."]
+
+
+async def test_profile_that_somebody_else_registered_is_left_alone(service: Service) -> None:
+    api = service.api
+    await api.put(f"agents/{NAME}", role="clerk", priority=5)
+    async with _running(service):
+        await _ask(api, "four")
+        await eventually(lambda: _is_inbox_empty(api))
+    agent = (await api.get(f"agents/{NAME}")).expect(200)
+    assert (agent["role"], agent["priority"]) == ("clerk", 5)
+
+
 async def test_answer_that_a_dead_process_has_sent_is_not_sent_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
