@@ -70,6 +70,22 @@ Task = _of_row("Task", TaskRow)
 Email = _of_row("Email", EmailRow)
 
 
+class Acknowledgement(Answer):
+    """Which agent acknowledged a message, and when."""
+
+    agent: str
+    acknowledged_at: datetime
+    position: int
+
+
+MessageWithAcknowledgements = _of_row(
+    "MessageWithAcknowledgements",
+    MessageRow,
+    doc="A message, and the first 1,000 acknowledgements of it.",
+    acknowledgements=list[Acknowledgement],
+)
+
+
 class Conflict(Answer):
     """The operation in the way."""
 

@@ -268,6 +268,7 @@ async def one_row(
     what: str,
     *,
     check: Callable[[Any], None] = lambda row: None,
+    more: Callable[[Connection, Any], Awaitable[dict[str, Any]]] | None = None,
 ) -> Reply:
     """Answer with the row whose id is in the path.
 
@@ -279,12 +280,14 @@ async def one_row(
         missing: the code of the problem if there is no such row.
         what: what to call a row in that problem's detail.
         check: raises a problem if the caller may not see the row.
+        more: reads further fields to show with the row.
     """
     query = parse_query(Query, request)
     id_ = parse_path(_ID, request, "id")
     async with services.tables.covering(projection, query.min_position) as connection:
         rows = await storage.load(connection, table, [id_])
-    if not rows:
-        raise Problem(missing, f"there is no {what} {id_}")
-    check(rows[0])
-    return respond(200, rows[0].asdict())
+        if not rows:
+            raise Problem(missing, f"there is no {what} {id_}")
+        check(rows[0])
+        further = await more(connection, rows[0]) if more else {}
+    return respond(200, {**rows[0].asdict(), **further})

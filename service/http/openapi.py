@@ -35,8 +35,9 @@ _KEY = {
     "in": "header",
     "required": False,
     "description": "A request repeated with the same key and body gets the first answer again; with another"
-    " body it is refused. Keys never expire. A request that leaves no trace in the log, such as one with a"
-    " wrong field, does not use up its key.",
+    " body it is refused. Keys never expire. A refusal that is in the log, such as that of a claim or of"
+    " tokens, is an answer too: to try again later, use another key. A request that leaves no trace in the"
+    " log, such as one with a wrong field, does not use up its key.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[\\x21-\\x7e]+$"},
 }
 _CORRELATION = {

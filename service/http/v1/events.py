@@ -39,7 +39,8 @@ class EventQuery(ListQuery):
     stream: Stream | None = None
     """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
-    """Only this agent's events, such as its messages and claims."""
+    """Only what this agent did, such as the messages that it sent and its claims, and changes of tasks and
+    e-mails that are assigned to it; not the messages sent to it, which are in its inbox."""
 
 
 class StreamQuery(Query):
@@ -52,7 +53,8 @@ class StreamQuery(Query):
     stream: Stream | None = None
     """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
-    """Only this agent's events, such as its messages and claims."""
+    """Only what this agent did, such as the messages that it sent and its claims, and changes of tasks and
+    e-mails that are assigned to it; not the messages sent to it, which are in its inbox."""
 
 
 def show(recorded: Recorded) -> dict[str, Any]:

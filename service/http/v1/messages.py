@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from projections import storage
-from projections.messages import MESSAGES, messages
+from projections.messages import ACKS, MESSAGES, messages
 from service import commands as do
 from service.decide.access import KEY_INVALID
 from service.http import answers, write_answers
@@ -25,11 +25,15 @@ from service.values import ExternalId, Id, Name
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from eventstore.connection import Connection
     from projections.messages import MessageRow
     from service.http.reply import Reply
 
-MAX_WAIT_SECONDS = 60.0
-"""How long a request may wait for a message: shorter than most proxies wait for an answer."""
+MAX_WAIT_SECONDS = 55.0
+"""How long a request may wait for a message: many proxies wait 60 seconds for an answer."""
+
+MAX_ACKNOWLEDGEMENTS = 1_000
+"""How many acknowledgements are shown with a message: one to all has one for each agent."""
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _IN_INBOX = sql.SQL(
@@ -40,6 +44,8 @@ _IN_INBOX = sql.SQL(
 )
 _NEXT = sql.SQL("WHERE {}").format(_IN_INBOX)
 _OF_THOSE_LEFT = sql.SQL("WHERE position = ANY(%(left)s) AND {}").format(_IN_INBOX)
+
+_ACKS_OF = sql.SQL("WHERE message_id = %(id)s ORDER BY position LIMIT %(limit)s")
 
 OWN = sql.SQL("(from_agent = %(mine)s OR to_agent = %(mine)s OR to_agent IS NULL)")
 """What an agent's key sees: messages that the agent sent, and those to it or to all."""
@@ -73,8 +79,23 @@ async def _list(services: Services, request: web.Request) -> Reply:
 
 async def _one(services: Services, request: web.Request) -> Reply:
     return await one_row(
-        services, request, messages, MESSAGES, "message_not_found", "message", check=_check_own
+        services,
+        request,
+        messages,
+        MESSAGES,
+        "message_not_found",
+        "message",
+        check=_check_own,
+        more=_read_acknowledgements,
     )
+
+
+async def _read_acknowledgements(connection: Connection, row: MessageRow) -> dict[str, Any]:
+    acks = await storage.select(connection, ACKS, _ACKS_OF, {"id": row.id, "limit": MAX_ACKNOWLEDGEMENTS})
+    shown = [ack.asdict() for ack in acks]
+    for ack in shown:
+        del ack["message_id"]
+    return {"acknowledgements": shown}
 
 
 def _check_own(row: MessageRow) -> None:
@@ -170,13 +191,13 @@ ROUTES = (
         method="GET",
         path="/api/v1/messages/{id}",
         name="get_message",
-        summary="One message",
+        summary="One message, and who has acknowledged it",
         tag="messages",
         scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"id": Id},
-        answers={200: answers.Message},
+        answers={200: answers.MessageWithAcknowledgements},
         problems=("message_not_found", "not_yet", "wrong_agent"),
     ),
     Route(
