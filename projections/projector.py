@@ -87,6 +87,7 @@ class Projector:
         keyring: Keyring | None = None,
     ) -> None:
         self.active = False
+        """Whether it writes the tables, and `positions` are theirs."""
         self.positions: dict[str, int] = {}
         """The position of each projection; 0 while it is being rebuilt."""
         self.failed: dict[str, tuple[int, str]] = {}
@@ -118,6 +119,11 @@ class Projector:
             self._page_sizer.shrink_to_fit(recorded)
             self._recent.extend(recorded, events)
             self._wakeup.set()
+
+    def reset(self) -> None:
+        """Start over from the tables: the log was replaced, and they with it."""
+        self.active = False
+        self._wakeup.set()
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -182,6 +188,9 @@ class Projector:
             was_polled, polled = polled, False
             self._wakeup.clear()
             with closing_after(STUCK_AFTER_SECONDS, connection):
+                if not self.active:
+                    await self._restart(connection)
+                    self.active = True
                 await self._check_rebuild(connection)
                 try:
                     was_fresh = await self._advance_from_memory(connection)

@@ -87,7 +87,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.on_known.append(projector.observe)
     writer.observers += [scheduler.observe, snapshotter.observe]
-    writer.on_replaced += [scheduler.cancel_lost_runs, snapshotter.reschedule]
+    writer.on_replaced += [projector.reset, scheduler.cancel_lost_runs, snapshotter.reschedule]
     async with (
         client,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
