@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import orjson
 
+from eventstore.errors import StoreUnavailable
 from eventstore.events import MessageSent
 from eventstore.listener import Hints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from eventstore.recorded import Recorded
 
 MAX_CONCURRENT_READS = 4
-"""How many of those that a message has woken read their inboxes at once: a message to all can wake a
-thousand, and other readers must get a connection too."""
+"""How many requests that wait read their inboxes at once: a message to all can wake a thousand, and other
+readers must get a connection too."""
+
+MIN_TURN_SECONDS = 5.0
+"""How long a request waits for its turn at least: as long as any reader waits for a connection."""
 
 
 class Arrivals:
     """The agents whose inboxes are watched."""
 
     def __init__(self) -> None:
-        self.reading = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        self._turns = asyncio.Semaphore(MAX_CONCURRENT_READS)
         self._hints: dict[str, Hints] = {}
         self._watchers = Counter[str]()
 
@@ -45,6 +49,23 @@ class Arrivals:
             self._watchers[agent] -= 1
             if not self._watchers[agent]:
                 del self._watchers[agent], self._hints[agent]
+
+    @asynccontextmanager
+    async def turn(self, seconds: float) -> AsyncIterator[None]:
+        """Hold one of the few turns to read an inbox during the block.
+
+        Raises:
+            StoreUnavailable: none became free within `seconds`, or `MIN_TURN_SECONDS` if that is longer.
+        """
+        try:
+            async with asyncio.timeout(max(seconds, MIN_TURN_SECONDS)):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("no connection to read on") from error
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
         """Wake those that committed events have messages for. Recipients are never sealed."""

@@ -159,14 +159,31 @@ class ReadTables:
             PositionNotReached: they are not there after `STRICT_WAIT_SECONDS`.
             StoreUnavailable: the database cannot be reached.
         """
-        if min_position is not None:
-            reached = await self._wait(projection.name, min_position, STRICT_WAIT_SECONDS)
-            if reached < min_position:
-                raise await self._not_reached(reached, min_position)
-        else:
-            await self._wait_briefly(projection.name)
+        await self.cover(projection, min_position)
         async with self.connection() as connection:
             yield connection
+
+    async def cover(self, projection: Projection, min_position: int | None) -> None:
+        """Wait until the projection's tables are at `min_position`; only briefly if there is none.
+
+        Raises:
+            PositionNotReached: they are not there after `STRICT_WAIT_SECONDS`.
+            StoreUnavailable: the database cannot be reached.
+        """
+        if min_position is None:
+            await self._wait_briefly(projection.name)
+            return
+        reached = await self._wait(projection.name, min_position, STRICT_WAIT_SECONDS)
+        if reached < min_position:
+            raise await self._not_reached(reached, min_position)
+
+    async def reach(self, projection: Projection, position: int, seconds: float) -> bool:
+        """Wait for at most `seconds` until the projection's tables are at a position; return whether so.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached.
+        """
+        return await self._wait(projection.name, position, seconds) >= position
 
     async def wait_for_state(self, min_position: int | None) -> None:
         """Wait until the state in memory is at `min_position` or later.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
 from eventstore.listener import wait_for_hint
-from service.arrivals import Arrivals
+from service.arrivals import MAX_CONCURRENT_READS, Arrivals
 from service.http.v1 import messages
 from tests.api.client import running_service
+from tests.support.components import connected
 from tests.support.keys import make_key, revoke_key
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import AsyncIterator, Awaitable
 
     from tests.api.client import Answer, Api, Service
 
@@ -65,16 +67,24 @@ def _texts(answer: Answer) -> list[str]:
     return [item["message"] for item in answer.expect(200)["items"]]
 
 
+@asynccontextmanager
+async def _no_message_gets_into_the_tables(dsn: str) -> AsyncIterator[None]:
+    async with connected(dsn) as connection, connection.transaction():
+        await connection.execute("LOCK TABLE squad_messages IN EXCLUSIVE MODE")
+        yield
+
+
 def _record_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The agents whose inboxes are read from now on, one for each time."""
     agents: list[str] = []
     read = messages._read_inbox
 
-    def record_and_read(services: Any, agent: str, *arguments: Any) -> Awaitable[dict[str, Any]]:
+    async def read_and_record(services: Any, agent: str, *arguments: Any) -> Any:
+        found = await read(services, agent, *arguments)
         agents.append(agent)
-        return read(services, agent, *arguments)
+        return found
 
-    monkeypatch.setattr(messages, "_read_inbox", record_and_read)
+    monkeypatch.setattr(messages, "_read_inbox", read_and_record)
     return agents
 
 
@@ -133,6 +143,44 @@ async def test_message_before_the_page_does_not_end_the_wait(api: Api, waits: Wa
     await waits.get()
     await _send(api, "new", "bob")
     assert _texts(await waiting) == ["new"]
+
+
+async def test_message_that_is_not_yet_in_the_tables_is_answered_once_it_is(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent before the request began to wait, so it does not wake it."""
+    read_for = _record_reads(monkeypatch)
+    async with _no_message_gets_into_the_tables(service.dsn):
+        await _send(service.api, "hello", "bob")
+        waiting = _wait(service.api, "bob", 8)
+        await eventually(lambda: read_for, describe="the empty inbox was read")
+    assert _texts(await waiting) == ["hello"]
+
+
+async def test_wait_ends_in_time_even_if_the_message_does_not_get_into_the_tables(
+    service: Service, waits: Waits
+) -> None:
+    waiting = _wait(service.api, "bob", 2)
+    await waits.get()
+    async with _no_message_gets_into_the_tables(service.dsn):
+        await _send(service.api, "hello", "bob")
+        assert _texts(await waiting) == []
+    assert _texts(await _wait(service.api, "bob")) == ["hello"]
+
+
+async def test_requests_for_a_later_position_do_not_hold_up_others(
+    arrivals: list[Arrivals], database: str
+) -> None:
+    async with running_service(database) as service:
+        later = await service.head() + 1_000
+        early = [_wait(service.api, "bob", min_position=later) for _ in range(2 * MAX_CONCURRENT_READS)]
+        await eventually(lambda: arrivals[0]._watchers == {"bob": len(early)}, describe="all of them wait")
+        await _send(service.api, "hello", "carol")
+        assert _texts(await _wait(service.api, "carol")) == ["hello"]
+        assert not any(request.done() for request in early)
+        for request in early:
+            request.cancel()
+        await asyncio.gather(*early, return_exceptions=True)
 
 
 async def test_each_of_several_that_wait_for_one_agent_is_answered(api: Api, waits: Waits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from tests.integration.test_replaced_log import replace_events_after
@@ -26,6 +27,10 @@ async def _is_replaced(service: Service) -> bool:
     return "squad_log_replacements_total 1.0" in (await service.api.get("/metrics")).body
 
 
+async def _is_waited(service: Service) -> bool:
+    return "squad_open_streams 1.0" in (await service.api.get("/metrics")).body
+
+
 async def _send(service: Service, text: str, to_agent: str = "bob") -> int:
     body = {"from_agent": "ada", "to_agent": to_agent, "message": text}
     return int((await service.api.post("messages", **body)).expect(201)["position"])
@@ -47,3 +52,12 @@ async def test_reader_that_names_a_position_of_the_new_log_sees_it(service: Serv
     await _replace_log(service, await _send_and_lose(service))
     sent = await _send(service, "new")
     assert _texts(await service.api.get("agents/bob/inbox", min_position=sent)) == ["kept", "new"]
+
+
+async def test_request_that_waits_is_answered_with_a_message_of_the_new_log(service: Service) -> None:
+    kept = await _send_and_lose(service)
+    waiting = asyncio.create_task(service.api.get("agents/carol/inbox", wait_seconds=10))
+    await eventually(lambda: _is_waited(service), describe="the request waits")
+    await _replace_log(service, kept)
+    await _send(service, "new", "carol")
+    assert _texts(await waiting) == ["new"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import orjson
 import pytest
 
+from eventstore.errors import StoreUnavailable
 from eventstore.recorded import Recorded
-from service.arrivals import Arrivals
+from service import arrivals as arrivals_
+from service.arrivals import MAX_CONCURRENT_READS, Arrivals
 from tests.unit.stories import START
 
 
@@ -60,3 +64,15 @@ def test_replaced_log_wakes_all_and_forgets_positions_of_the_old_one() -> None:
         arrivals.reset()
         assert waiter.is_set()
         assert arrived.position == 0
+
+
+async def test_reader_whose_turn_does_not_come_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals_, "MIN_TURN_SECONDS", 0.0)
+    arrivals = Arrivals()
+    async with AsyncExitStack() as turns:
+        for _ in range(MAX_CONCURRENT_READS):
+            await turns.enter_async_context(arrivals.turn(1))
+        with pytest.raises(StoreUnavailable):
+            await turns.enter_async_context(arrivals.turn(0.01))
+    async with arrivals.turn(1):
+        pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 from pydantic import Field, TypeAdapter
@@ -70,6 +70,14 @@ class InboxQuery(PageQuery):
     event stream."""
 
 
+class _Page(NamedTuple):
+    """A page of an inbox."""
+
+    shown: dict[str, Any]
+    covered: int
+    """The position up to which it was read, or a slightly lower one."""
+
+
 async def _list(services: Services, request: web.Request) -> Reply:
     mine = own_agent()
     return await page_of_rows(
@@ -109,40 +117,52 @@ async def _inbox(services: Services, request: web.Request) -> Reply:
     query = parse_query(InboxQuery, request)
     if query.wait_seconds:
         return respond(200, await _wait_for_message(services, request, agent, query))
-    return respond(200, await _read_inbox(services, agent, query, query.min_position))
+    await services.tables.cover(messages, query.min_position)
+    return respond(200, (await _read_inbox(services, agent, query)).shown)
 
 
 async def _wait_for_message(
     services: Services, request: web.Request, agent: str, query: InboxQuery
 ) -> dict[str, Any]:
     """Return a page of an inbox as soon as it has a message; an empty one after the time to wait."""
-    deadline, min_position, who = monotonic() + query.wait_seconds, query.min_position, caller()
+    deadline, who = monotonic() + query.wait_seconds, caller()
     with (
         services.streams.admit(who),
         services.metrics.open_streams.track_inprogress(),
         services.arrivals.watch(agent) as arrived,
     ):
-        while True:
-            waiter = arrived.waiter()
-            async with services.arrivals.reading:
-                shown = await _read_inbox(services, agent, query, min_position)
-            if shown["items"]:
-                return shown
-            while not waiter.is_set():
-                left = deadline - monotonic()
-                # A request whose client has gone has no transport; it is not notified of that.
-                if left <= 0 or services.stopping or request.transport is None:
-                    return shown
-                if not services.authenticator.is_still_allowed(who):
-                    raise Problem("unauthorized", KEY_INVALID)
-                await wait_for_hint(waiter, min(left, POLL_SECONDS))
-            min_position = max(query.min_position or 0, arrived.position)
+        # Nothing wakes the request for what is in the log by now, even if it is not yet in the tables.
+        log_number, needed = services.writer.replacements, services.writer.squad.head.position
+        # Only reading takes turns: a request that waits for the tables must not hold up the others.
+        await services.tables.cover(messages, query.min_position)
+        page = await _read_in_turn(services, agent, query, deadline)
+        while not page.shown["items"]:
+            left = deadline - monotonic()
+            # A request whose client has gone has no transport; it is not notified of that.
+            if left <= 0 or services.stopping or request.transport is None:
+                break
+            if not services.authenticator.is_still_allowed(who):
+                raise Problem("unauthorized", KEY_INVALID)
+            if services.writer.replacements != log_number:
+                log_number, needed = services.writer.replacements, services.writer.squad.head.position
+                page = page._replace(covered=-1)
+            waiter, seconds = arrived.waiter(), min(left, POLL_SECONDS)
+            if page.covered >= needed:
+                needed = arrived.position
+            if page.covered >= needed:
+                await wait_for_hint(waiter, seconds)
+            elif await services.tables.reach(messages, needed, seconds):
+                page = await _read_in_turn(services, agent, query, deadline)
+        return page.shown
 
 
-async def _read_inbox(
-    services: Services, agent: str, query: PageQuery, min_position: int | None
-) -> dict[str, Any]:
-    async with services.tables.covering(messages, min_position) as connection:
+async def _read_in_turn(services: Services, agent: str, query: PageQuery, deadline: float) -> _Page:
+    async with services.arrivals.turn(deadline - monotonic()):
+        return await _read_inbox(services, agent, query)
+
+
+async def _read_inbox(services: Services, agent: str, query: PageQuery) -> _Page:
+    async with services.tables.connection() as connection:
         inbox = services.tables.inbox(agent)
         found: list[int] = []
 
@@ -161,7 +181,7 @@ async def _read_inbox(
     upto = shown["next"]
     there = [position for position in found if upto is None or position <= upto]
     services.tables.record_scan(inbox, query.after, upto, there)
-    return shown
+    return _Page(shown, inbox.table_at)
 
 
 ROUTES = (
