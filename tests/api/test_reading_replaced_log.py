@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from service import reading
 from tests.integration.test_replaced_log import replace_events_after
 from tests.support.components import connected, terminate_backends
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.api.client import Answer, Service
 
 
@@ -61,3 +64,16 @@ async def test_request_that_waits_is_answered_with_a_message_of_the_new_log(serv
     await _replace_log(service, kept)
     await _send(service, "new", "carol")
     assert _texts(await waiting) == ["new"]
+
+
+async def test_request_that_waits_after_a_position_that_is_gone_is_told(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would miss the messages that get the positions up to there."""
+    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.1)
+    kept = await _send_and_lose(service)
+    gone = await service.head()
+    waiting = asyncio.create_task(service.api.get("agents/bob/inbox", after=gone, wait_seconds=10))
+    await eventually(lambda: _is_waited(service), describe="the request waits")
+    await _replace_log(service, kept)
+    assert (await waiting).expect(504, "not_yet")["ends_at"] == kept

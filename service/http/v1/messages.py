@@ -69,6 +69,11 @@ class InboxQuery(PageQuery):
     """If there is no message, wait for one, for at most this long. Meanwhile the request counts as an open
     event stream."""
 
+    @property
+    def seen(self) -> int | None:
+        """The last position that the client knows of. A log that ends before it is another one."""
+        return max(self.after, self.min_position or 0) or self.min_position
+
 
 class _Page(NamedTuple):
     """A page of an inbox."""
@@ -134,7 +139,7 @@ async def _wait_for_message(
         # Nothing wakes the request for what is in the log by now, even if it is not yet in the tables.
         log_number, needed = services.writer.replacements, services.writer.squad.head.position
         # Only reading takes turns: a request that waits for the tables must not hold up the others.
-        await services.tables.cover(messages, query.min_position)
+        await services.tables.cover(messages, query.seen)
         page = await _read_in_turn(services, agent, query, deadline)
         while not page.shown["items"]:
             left = deadline - monotonic()
@@ -145,6 +150,7 @@ async def _wait_for_message(
                 raise Problem("unauthorized", KEY_INVALID)
             if services.writer.replacements != log_number:
                 log_number, needed = services.writer.replacements, services.writer.squad.head.position
+                await services.tables.cover(messages, query.seen)
                 page = page._replace(covered=-1)
             waiter, seconds = arrived.waiter(), min(left, POLL_SECONDS)
             if page.covered >= needed:
