@@ -24,6 +24,7 @@ from service.http.v1 import (
     emails,
     events,
     explain,
+    inbox,
     jobs,
     messages,
     operations,
@@ -38,6 +39,7 @@ VERSION = version("squad-orchestrator")
 _V1 = (
     *agents.ROUTES,
     *messages.ROUTES,
+    *inbox.ROUTES,
     *operations.ROUTES,
     *budget.ROUTES,
     *budget_days.ROUTES,

@@ -13,7 +13,7 @@ import pytest
 from service import reading
 from service.http import auth
 from service.http.routes import openapi
-from service.http.v1 import messages
+from service.http.v1 import inbox
 from tests.api.client import running_service
 from tests.support.keys import make_key
 
@@ -103,8 +103,8 @@ OTHER_WRITES = (
 def _answers_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests that may wait for something wait hardly at all."""
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(messages, "monotonic", lambda: 1_000 * monotonic())
-    monkeypatch.setattr(messages, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(inbox, "monotonic", lambda: 1_000 * monotonic())
+    monkeypatch.setattr(inbox, "POLL_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from eventstore.listener import wait_for_hint
 from service.arrivals import MAX_CONCURRENT_READS, Arrivals
-from service.http.v1 import messages
+from service.http.v1 import inbox
 from tests.api.client import running_service
 from tests.support.components import connected
 from tests.support.keys import make_key, revoke_key
@@ -37,7 +37,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
         begun.put_nowait(None)
         return wait_for_hint(waiter, seconds)
 
-    monkeypatch.setattr(messages, "wait_for_hint", note_and_wait)
+    monkeypatch.setattr(inbox, "wait_for_hint", note_and_wait)
     return begun
 
 
@@ -77,14 +77,14 @@ async def _no_message_gets_into_the_tables(dsn: str) -> AsyncIterator[None]:
 def _record_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The agents whose inboxes are read from now on, one for each time."""
     agents: list[str] = []
-    read = messages._read_inbox
+    read = inbox._read_inbox
 
     async def read_and_record(services: Any, agent: str, *arguments: Any) -> Any:
         found = await read(services, agent, *arguments)
         agents.append(agent)
         return found
 
-    monkeypatch.setattr(messages, "_read_inbox", read_and_record)
+    monkeypatch.setattr(inbox, "_read_inbox", read_and_record)
     return agents
 
 
