@@ -47,6 +47,8 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     # Version 2 of these only adds a reason.
     ("agent_status_changed", 1): _adding(),
     ("run_skipped", 1): _adding(),
+    # Version 2 only adds fields that have a default.
+    ("tokens_settled", 1): _adding(),
     ("job_defined", 1): _without_resources,
     # Version 1 did not record who removed it. What the settings removed returns when they name it again.
     ("job_removed", 1): _adding(source="settings"),

@@ -78,12 +78,19 @@ class TokensSettled(_ReservationEvent, frozen=True, kw_only=True):
     """A reservation ended with the tokens actually used, which count on the day of the reservation."""
 
     type: ClassVar[str] = "tokens_settled"
+    schema_version: ClassVar[int] = 2
     agent: str
     """The agent that spent them."""
     tokens_reserved: int
     """How many were reserved."""
     tokens_used: int
     """How many were used; can be more than were reserved."""
+    input_tokens: int | None = None
+    """How many of them were input, if reported."""
+    output_tokens: int | None = None
+    """How many of them were output, if reported."""
+    model: str | None = None
+    """The language model, if reported."""
 
 
 class TokensReleased(_ReservationEvent, frozen=True, kw_only=True):

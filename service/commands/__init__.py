@@ -35,6 +35,7 @@ from service.commands.operations import CheckOperation, FinishOperation, RenewOp
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
 from service.commands.subjects import ForgetSubject
 from service.commands.tasks import CreateTask, UpdateTask
+from service.commands.usage import Usage
 
 __all__ = [
     "AcknowledgeMessage",
@@ -74,6 +75,7 @@ __all__ = [
     "TakeUpRun",
     "UpdateEmail",
     "UpdateTask",
+    "Usage",
     "WithdrawJob",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from service.commands.base import Command
+from service.commands.usage import Usage, UsageReport, usage_of
 from service.values import ExternalId, Id, Name, PositiveTokens, Timezone, Tokens, TtlSeconds
 
 
@@ -51,11 +52,15 @@ class ReserveTokens(Command):
     """After how many seconds an unsettled reservation expires; default 300."""
 
 
-class SettleReservation(Command):
-    """End a reservation with the number of tokens that were actually used."""
+class SettleReservation(UsageReport):
+    """End a reservation with what was actually used: `tokens_used`, or input and output tokens."""
 
     reservation_id: Id
-    tokens_used: Tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What was used, whichever way it was given."""
+        return usage_of("tokens_used", self.tokens_used, self.input_tokens, self.output_tokens, self.model)
 
 
 class ReleaseReservation(Command):
@@ -80,17 +85,15 @@ class RecordUsage(Command):
 
     @model_validator(mode="after")
     def _check_counts(self) -> RecordUsage:
-        parts = (self.input_tokens, self.output_tokens)
-        if self.tokens is None and None in parts:
-            raise ValueError("name tokens, or both input_tokens and output_tokens")
-        rest = 0 if self.tokens is None else self.tokens - sum(part or 0 for part in parts)
-        if rest < 0 or (rest > 0 and None not in parts):
-            raise ValueError("tokens must be the sum of input_tokens and output_tokens")
+        _ = self.usage
         return self
+
+    @property
+    def usage(self) -> Usage:
+        """What was spent, whichever way it was given."""
+        return usage_of("tokens", self.tokens, self.input_tokens, self.output_tokens, self.model)
 
     @property
     def total(self) -> int:
         """The total, whichever way it was given."""
-        if self.input_tokens is not None and self.output_tokens is not None:
-            return self.input_tokens + self.output_tokens
-        return self.tokens or 0
+        return self.usage.tokens_used

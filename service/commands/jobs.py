@@ -6,7 +6,8 @@ from pydantic import InstanceOf
 
 from eventstore.events import JobDefinition, JobSource
 from service.commands.base import Command
-from service.values import Id, JsonObject, Name, ShortText, Text, Tokens
+from service.commands.usage import UsageReport
+from service.values import Id, JsonObject, Name, ShortText, Text
 
 
 class DefineJob(Command):
@@ -72,7 +73,7 @@ class RenewRun(Command):
     runner: Name
 
 
-class EndAttempt(Command):
+class EndAttempt(UsageReport):
     """Report how an attempt ended."""
 
     run_id: Id
@@ -82,7 +83,6 @@ class EndAttempt(Command):
     reason: Text | None = None
     ours: bool = False
     """Whether the failure was the orchestrator's, for example because it was stopped, and not the job's."""
-    tokens_used: Tokens | None = None
     answered: bool = False
     """Whether the agent was called and succeeded."""
     report: Text

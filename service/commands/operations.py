@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from eventstore.events import OperationOutcome
 from service.commands.base import Command
-from service.values import Id, Name, Resources, Tokens, TtlSeconds
+from service.commands.usage import UsageReport
+from service.values import Id, Name, Resources, TtlSeconds
 
 
 class StartOperation(Command):
@@ -35,11 +36,13 @@ class RenewOperation(Command):
     operation_id: Id
 
 
-class FinishOperation(Command):
-    """End the work and release its claims."""
+class FinishOperation(UsageReport):
+    """End the work and release its claims.
+
+    Tokens spent on it, given as `tokens_used` or as input and output tokens, are recorded as used by the
+    agent. Leave out those that a reservation settles or that were recorded already: they would be counted
+    twice.
+    """
 
     operation_id: Id
     outcome: OperationOutcome
-    tokens_used: Tokens | None = None
-    """Tokens spent on it, recorded as used by the agent. Leave out those that a reservation settles or that
-    were recorded already: they would be counted twice."""

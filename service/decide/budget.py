@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ReleaseReservation,
         ReserveTokens,
         SettleReservation,
+        Usage,
     )
     from service.memory.draft import Draft
     from service.memory.state import State
@@ -123,15 +124,16 @@ def settle(draft: Draft, command: SettleReservation, at: DecisionContext) -> Dec
     if refusal := refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
+    used = command.usage
     builder = DecisionBuilder(draft, at)
     builder.ensure_active(row.agent)
-    ended = builder.add(settled(row, command.tokens_used), caused_by=row.position)
+    ended = builder.add(settled(row, used), caused_by=row.position)
     day = open_day(draft)
     left = allowance(draft, day, row.agent, 0).remaining
     if day.day == row.day:
-        left += row.tokens - command.tokens_used
-        builder.events += crossings(draft, day, day.used + command.tokens_used, caused_by=ended)
-    return builder.accept({"id": row.id, "tokens_used": command.tokens_used, "remaining": left})
+        left += row.tokens - used.tokens_used
+        builder.events += crossings(draft, day, day.used + used.tokens_used, caused_by=ended)
+    return builder.accept({"id": row.id, "tokens_used": used.tokens_used, "remaining": left})
 
 
 def release(draft: Draft, command: ReleaseReservation, at: DecisionContext) -> Decision:
@@ -153,27 +155,42 @@ def record(draft: Draft, command: RecordUsage, at: DecisionContext) -> Decision:
     day = open_day(draft)
     builder = DecisionBuilder(draft, at)
     builder.ensure_active(command.agent)
-    used = TokensUsed(
-        day=day.day,
-        agent=command.agent,
-        tokens=command.total,
-        input_tokens=command.input_tokens,
-        output_tokens=command.output_tokens,
-        model=command.model,
+    used = command.usage
+    record_use(
+        builder,
+        day,
+        command.agent,
+        used,
         operation_id=command.operation_id,
         task_id=command.task_id,
     )
-    record_use(builder, day, used)
-    left = allowance(draft, day, command.agent, 0).remaining - command.total
-    return builder.accept({"tokens": command.total, "remaining": left})
+    left = allowance(draft, day, command.agent, 0).remaining - used.tokens_used
+    return builder.accept({"tokens": used.tokens_used, "remaining": left})
 
 
 def record_use(
-    builder: DecisionBuilder, day: BudgetDayRow, used: TokensUsed, caused_by: int | None = None
+    builder: DecisionBuilder,
+    day: BudgetDayRow,
+    agent: str,
+    used: Usage,
+    *,
+    operation_id: str | None = None,
+    task_id: str | None = None,
+    caused_by: int | None = None,
 ) -> None:
     """Record a use of tokens and the warnings it triggers, given the day as it was before."""
-    position = builder.add(used, caused_by)
-    builder.events += crossings(builder.before, day, day.used + used.tokens, caused_by=position)
+    event = TokensUsed(
+        day=day.day,
+        agent=agent,
+        tokens=used.tokens_used,
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        model=used.model,
+        operation_id=operation_id,
+        task_id=task_id,
+    )
+    position = builder.add(event, caused_by)
+    builder.events += crossings(builder.before, day, day.used + used.tokens_used, caused_by=position)
 
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
@@ -243,14 +260,17 @@ def refusal_if_ended(row: ReservationRow | None, reservation_id: str, now: datet
     return None
 
 
-def settled(row: ReservationRow, tokens_used: int) -> TokensSettled:
+def settled(row: ReservationRow, used: Usage) -> TokensSettled:
     """Return the event that ends a reservation with what was used."""
     return TokensSettled(
         day=row.day,
         reservation_id=row.id,
         agent=row.agent,
         tokens_reserved=row.tokens,
-        tokens_used=tokens_used,
+        tokens_used=used.tokens_used,
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        model=used.model,
     )
 
 

@@ -10,11 +10,11 @@ from eventstore.events import (
     MessageSent,
     RunFinished,
     RunOutcome,
-    TokensUsed,
 )
 from projections.agents import AGENTS, ORCHESTRATOR_AGENT
 from projections.budgets import RESERVATIONS
 from projections.jobs import JOBS
+from service.commands import Usage
 from service.decide import run_claims
 from service.decide.agents import status_without_work
 from service.decide.budget import crossings, record_use, released, settled
@@ -33,7 +33,7 @@ class Ending(NamedTuple):
     """The text of the message to the squad."""
     reason: str | None = None
     """Why it did not succeed."""
-    tokens_used: int | None = None
+    used: Usage | None = None
     """By the last attempt; None releases the reservation."""
     data: dict[str, Any] | None = None
     """Sent with the report."""
@@ -72,11 +72,10 @@ def set_idle(builder: DecisionBuilder, agent: str | None, caused_by: int) -> Non
         builder.add(rests, caused_by)
 
 
-def spend(builder: DecisionBuilder, row: RunRow, tokens: int) -> None:
+def spend(builder: DecisionBuilder, row: RunRow, used: Usage) -> None:
     """Record tokens without a reservation, or after it has ended."""
     if day := builder.state.day:
-        used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
-        record_use(builder, day, used, caused_by=row.position)
+        record_use(builder, day, worker_of(row), used, caused_by=row.position)
 
 
 def worker_of(row: RunRow) -> str:
@@ -92,8 +91,9 @@ def _finish(
     # The agent reports only what it succeeded in.
     reporter = worker_of(row) if succeeded else ORCHESTRATOR_AGENT
     builder.ensure_active(reporter)
-    _settle(builder, row, ending.tokens_used)
-    known = [tokens for tokens in (row.tokens_used, ending.tokens_used) if tokens is not None]
+    _settle(builder, row, ending.used)
+    last = ending.used.tokens_used if ending.used else None
+    known = [tokens for tokens in (row.tokens_used, last) if tokens is not None]
     finished = RunFinished(
         run_id=row.id,
         job=row.job,
@@ -118,15 +118,16 @@ def _finish(
     return ended
 
 
-def _settle(builder: DecisionBuilder, row: RunRow, tokens: int | None) -> None:
+def _settle(builder: DecisionBuilder, row: RunRow, used: Usage | None) -> None:
     held = builder.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
     if held is None or held.state != "active":
-        if tokens:
-            spend(builder, row, tokens)
-    elif tokens is None:
+        if used and used.tokens_used:
+            spend(builder, row, used)
+    elif used is None:
         builder.add(released(held, "released"), held.position)
     else:
         day = builder.state.day
-        position = builder.add(settled(held, tokens), held.position)
+        position = builder.add(settled(held, used), held.position)
         if day and day.day == held.day:
-            builder.events += crossings(builder.before, day, day.used + tokens, caused_by=position)
+            total = day.used + used.tokens_used
+            builder.events += crossings(builder.before, day, total, caused_by=position)

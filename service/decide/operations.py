@@ -19,7 +19,6 @@ from eventstore.events import (
     OperationFinished,
     OperationRenewed,
     OperationStarted,
-    TokensUsed,
 )
 from eventstore.recorded import NewEvent
 from projections.operations import OPERATIONS, OperationRow
@@ -172,23 +171,24 @@ def renewal_event(state: State, row: OperationRow, now: datetime) -> OperationRe
 def finish(draft: Draft, command: FinishOperation, at: DecisionContext) -> Decision:
     """End an operation, and record the tokens it used."""
     row = draft.rows(OPERATIONS).get(command.operation_id)
-    if refusal := _refusal_if_ended(row, command.operation_id, at.now, command.tokens_used):
+    used = command.usage
+    tokens = used.tokens_used if used else None
+    if refusal := _refusal_if_ended(row, command.operation_id, at.now, tokens):
         return Refused(refusal)
     assert row is not None
     finished = OperationFinished(
-        operation_id=row.id, agent=row.agent, outcome=command.outcome, tokens_used=command.tokens_used
+        operation_id=row.id, agent=row.agent, outcome=command.outcome, tokens_used=tokens
     )
     builder = DecisionBuilder(draft, at)
     builder.ensure_active(row.agent)
     ended = builder.add(finished, caused_by=row.fencing_token)
     day = draft.day
-    if command.tokens_used and day:
-        used = TokensUsed(day=day.day, agent=row.agent, tokens=command.tokens_used, operation_id=row.id)
-        record_use(builder, day, used, caused_by=ended)
+    if used and tokens and day:
+        record_use(builder, day, row.agent, used, operation_id=row.id, caused_by=ended)
     reply = {
         "id": row.id,
         "outcome": command.outcome,
-        "tokens_used": command.tokens_used,
+        "tokens_used": tokens,
         "ended_at": at.now,
     }
     return builder.accept(reply)

@@ -134,21 +134,22 @@ def end_attempt(draft: Draft, command: EndAttempt, at: DecisionContext) -> Decis
     if row is None or row.attempts != command.attempt:
         return _not_held(command.run_id)
     builder = DecisionBuilder(draft, at)
+    used = command.usage
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
-        reason, tokens, answered = command.reason, command.tokens_used, command.answered
-        ending = Ending(outcome, command.report, reason, tokens, command.data, answered)
+        ending = Ending(
+            outcome, command.report, command.reason, used, command.data, answered=command.answered
+        )
         if command.ours:
             give_up(builder, row, ending)
         else:
             end(builder, row, ending)
         return builder.accept({"status": outcome})
-    if command.tokens_used:
+    tokens = used.tokens_used if used else None
+    if used and tokens:
         builder.ensure_active(worker_of(row))
-        spend(builder, row, command.tokens_used)
-    failed = _attempt_failed(
-        builder, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
-    )
+        spend(builder, row, used)
+    failed = _attempt_failed(builder, row, row.attempts, command.reason or "it failed", tokens_used=tokens)
     run_claims.release(builder, row, "failed", builder.add(failed, row.position))
     return builder.accept({"status": "running", "retry_at": failed.retry_at})
 

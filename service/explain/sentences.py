@@ -194,7 +194,8 @@ def _of_budget(event: _OfBudget) -> str:
             return f"{held} {were} reserved for {event.agent} until {words.moment(event.expires_at)}."
         case events.TokensSettled():
             used, held = words.number(event.tokens_used), words.tokens(event.tokens_reserved)
-            return f"{event.agent} used {used} of the {held} reserved for it."
+            model = f", with {words.quote(event.model)}" if event.model else ""
+            return f"{event.agent} used {used} of the {held} reserved for it{model}."
         case events.TokensReleased():
             reservation = f"The reservation of {words.tokens(event.tokens_reserved)} for {event.agent}"
             if event.reason == "expired":

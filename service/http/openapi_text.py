@@ -101,7 +101,11 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         ("PUT", "/api/v1/budget"): {"daily_tokens": 200_000, "agent_limits": {"email_agent": 50_000}},
         ("POST", "/api/v1/budget/check"): {"agent": "email_agent", "tokens": 500},
         ("POST", "/api/v1/budget/reservations"): {"agent": "email_agent", "tokens": 500, "ttl_seconds": 60},
-        ("POST", "/api/v1/budget/reservations/{id}/settle"): {"tokens_used": 450},
+        ("POST", "/api/v1/budget/reservations/{id}/settle"): {
+            "input_tokens": 300,
+            "output_tokens": 150,
+            "model": "small",
+        },
         ("DELETE", "/api/v1/budget/reservations/{id}"): {},
         ("POST", "/api/v1/budget/usage"): {
             "agent": "email_agent",

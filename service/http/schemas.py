@@ -26,8 +26,12 @@ _EITHER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "RecordTokens": ("tokens",),
         "RecordInputAndOutput": ("input_tokens", "output_tokens"),
     },
+    "SettleReservationBody": {
+        "SettleTokens": ("tokens_used",),
+        "SettleInputAndOutput": ("input_tokens", "output_tokens"),
+    },
 }
-"""The alternative forms of a command, and the fields that each requires."""
+"""The alternative forms of a command or of its body, and the fields that each requires."""
 
 
 class Schemas:
@@ -47,8 +51,8 @@ class Schemas:
                 models += [(model, "validation") for model in models_of(route.body)]
         self._references, definitions = models_json_schema(models, ref_template=_REFERENCE)
         self.definitions: dict[str, Any] = definitions["$defs"]
-        for name, variants in _EITHER.items():
-            self._add_forms(name, variants)
+        for name in _EITHER.keys() & self.definitions.keys():
+            self._add_forms(name, _EITHER[name])
         self.definitions["LoggedEvent"]["allOf"] = event_schemas.rules(
             lambda model: self.of(model, "serialization")
         )
@@ -70,6 +74,8 @@ class Schemas:
             "required": [key for key in whole.get("required", []) if key not in fields],
         }
         self.definitions[schema["title"]] = schema
+        if forms := _EITHER.get(schema["title"]):
+            self._add_forms(schema["title"], forms)
         return {"$ref": _REFERENCE.format(model=schema["title"])}
 
     def remove_defaults(self, reference: Mapping[str, Any]) -> None:

@@ -60,10 +60,11 @@ class ReportedUsage(BaseModel):
 
 
 class AgentAnswer(BaseModel):
-    """What was done, in any shape. The tokens used can be reported in one of two ways."""
+    """What was done, in any shape. The tokens used can be reported in one of two ways, and their model."""
 
     tokens_used: int = Field(default_factory=int, ge=0)
     usage: ReportedUsage = Field(default_factory=ReportedUsage)
+    model: str = Field(default_factory=str)
 
 
 MODELS: tuple[type[BaseModel], ...] = (AgentCall, AgentAnswer)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
-from service.values import MAX_TOKENS, storable
+from service.commands import Usage
+from service.values import MAX_TOKENS, Name, storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +30,7 @@ at that moment fails."""
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix that every secret has
 _SHOWN_CHARACTERS = 300
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class Reply(NamedTuple):
@@ -37,8 +40,8 @@ class Reply(NamedTuple):
     reason: str | None
     """Why it counts as failed, reduced to what the log can store."""
     body: Any
-    tokens_used: int | None
-    """How many tokens the agent reported as used."""
+    usage: Usage | None
+    """The tokens that the agent reported as used."""
 
 
 class AgentClient:
@@ -96,7 +99,7 @@ class AgentClient:
             reason = f"the call to {target} failed: {_cause_of(error)}"
             # The response references the error, whose traceback would keep this frame, and so the response.
             error.__traceback__ = None
-            return Reply(ok=False, reason=storable(reason), body=None, tokens_used=None)
+            return Reply(ok=False, reason=storable(reason), body=None, usage=None)
 
 
 def _cause_of(error: Exception) -> str:
@@ -151,26 +154,35 @@ def read_answer(status: int, answer: bytes) -> Reply:
         body = answer[:_SHOWN_CHARACTERS].decode(errors="replace")
     ok = 200 <= status < 300
     reason = None if ok else f"the agent answered {status}: {_brief(body)}"
-    return Reply(ok, reason, body, tokens_in(body))
+    return Reply(ok, reason, body, usage_in(body))
 
 
-def tokens_in(body: Any) -> int | None:
+def usage_in(body: Any) -> Usage | None:
     """Return the tokens that an answer reports: `tokens_used`, or the sum of a `usage` object."""
     if not isinstance(body, dict):
         return None
-    if (direct := _count(body.get("tokens_used"))) is not None:
-        return direct
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
+    found = body.get("usage")
+    usage = found if isinstance(found, dict) else {}
+    total = _count(body.get("tokens_used"))
+    parts = _count(usage.get("input_tokens")), _count(usage.get("output_tokens"))
+    if total is None and parts == (None, None):
         return None
-    counts = [_count(usage.get("input_tokens")), _count(usage.get("output_tokens"))]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+    model, known = _model(body.get("model")), sum(part or 0 for part in parts)
+    if total in (None, known):
+        return Usage(known, *parts, model)
+    return Usage(total, model=model)
 
 
 def _count(value: Any) -> int | None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 <= value <= MAX_TOKENS // 2 else None
+
+
+def _model(value: Any) -> str | None:
+    try:
+        return _NAME.validate_python(value, strict=True)
+    except ValidationError:
+        return None
 
 
 def _brief(body: Any) -> str:

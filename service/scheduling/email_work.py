@@ -205,16 +205,24 @@ async def _reserve_tokens(work: Work, kind: EmailWork, held: _Held) -> AsyncIter
     try:
         yield
     finally:
-        used = held.reply.tokens_used if held.reply else None
+        used = held.reply.usage if held.reply else None
         if held.reply and held.reply.ok and used is None:
-            used = kind.tokens_unreported
+            used = do.Usage(kind.tokens_unreported)
         if used is None:
             await work.submit(do.ReleaseReservation(reservation_id=reservation_id))
         else:
-            settle = do.SettleReservation(reservation_id=reservation_id, tokens_used=used)
+            settle = do.SettleReservation(reservation_id=reservation_id, **used._asdict())
             if (await work.submit(settle)).refusal:
                 # The reservation has ended, for example expired; the tokens were spent all the same.
-                await work.submit(do.RecordUsage(agent=work.agent, tokens=used))
+                tokens, input_tokens, output_tokens, model = used
+                record = do.RecordUsage(
+                    agent=work.agent,
+                    tokens=tokens,
+                    input_tokens=input_tokens,
+                    output_tokens=output_tokens,
+                    model=model,
+                )
+                await work.submit(record)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import orjson
 from projections.agents import AGENTS
 from service import commands as do
 from service import views
+from service.commands import Usage
 from service.scheduling.email_work import CLASSIFY, RESPOND, work_on_emails
 from service.scheduling.work import Report, Work, failed, succeeded
 from service.values import check_json
@@ -36,11 +37,11 @@ async def perform(work: Work) -> Report:
 
 async def _call_endpoint(work: Work, endpoint: str, tokens_unreported: int) -> Report:
     reply = await work.call(endpoint, work.fencing_token)
-    name, tokens = work.job.name, reply.tokens_used
+    name = work.job.name
     if not reply.ok:
-        return failed(name, reply.reason or "it failed", tokens_used=tokens)
-    used = tokens_unreported if tokens is None else tokens
-    return succeeded(f"{name} succeeded", tokens_used=used, answered=True, **_storable(reply.body))
+        return failed(name, reply.reason or "it failed", usage=reply.usage)
+    usage = reply.usage or Usage(tokens_unreported)
+    return succeeded(f"{name} succeeded", usage=usage, answered=True, **_storable(reply.body))
 
 
 def _storable(body: Any) -> dict[str, Any]:

@@ -285,7 +285,7 @@ class Scheduler:
             succeeded=report.succeeded,
             reason=report.reason,
             ours=report.ours,
-            tokens_used=report.tokens_used,
+            **(report.usage._asdict() if report.usage else {}),
             answered=report.answered,
             report=report.text if report.succeeded else report.text + which,
             data=report.data,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from projections.agents import AGENTS
+from service.commands import Usage
 from service.requests import Request
 from service.values import storable
 
@@ -38,7 +39,7 @@ class Report(NamedTuple):
     text: str
     """Sent to the squad as a message."""
     reason: str | None = None
-    tokens_used: int | None = None
+    usage: Usage | None = None
     answered: bool = False
     """Whether the agent was called and succeeded."""
     data: dict[str, Any] | None = None
@@ -46,14 +47,12 @@ class Report(NamedTuple):
     """Whether the failure was the orchestrator's, and says nothing about the job."""
 
 
-def succeeded(text: str, *, tokens_used: int | None = None, answered: bool = False, **data: Any) -> Report:
+def succeeded(text: str, *, usage: Usage | None = None, answered: bool = False, **data: Any) -> Report:
     """Return the report of an attempt that succeeded."""
-    return Report(succeeded=True, text=text, tokens_used=tokens_used, answered=answered, data=data)
+    return Report(succeeded=True, text=text, usage=usage, answered=answered, data=data)
 
 
-def failed(
-    job: str, reason: str, *, tokens_used: int | None = None, ours: bool = False, **data: Any
-) -> Report:
+def failed(job: str, reason: str, *, usage: Usage | None = None, ours: bool = False, **data: Any) -> Report:
     """Return the report of an attempt that failed."""
     # The reason may quote arbitrary text.
     reason = storable(reason)
@@ -61,7 +60,7 @@ def failed(
         succeeded=False,
         text=f"{job} failed: {reason}",
         reason=reason,
-        tokens_used=tokens_used,
+        usage=usage,
         data=data,
         ours=ours,
     )

@@ -30,7 +30,16 @@ LISTS = (
     "jobs",
     "runs",
 )
-READS = (*LISTS, "budget", "budget/days", "agents/ada", "events/1", "explain/1", "state", "state?at=1")
+READS = (
+    *LISTS,
+    "budget",
+    "budget/days",
+    "agents/ada",
+    "events/1",
+    "explain/1",
+    "state",
+    "state?at=1",
+)
 
 
 class Target(NamedTuple):
@@ -161,6 +170,8 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
     f"POST /api/v1/operations/{UNKNOWN_ID}/finish": {
         "outcome": ["done", 7, "", None],
         "tokens_used": [-1, 1.5, "5", 10**30, True],
+        "output_tokens": [-1, 1.5, "5", 10**30],
+        "model": ["", "x" * 101],
     },
     "PUT /api/v1/budget": {
         "daily_tokens": [-1, 1.5, "5", 10**30, True],
@@ -182,7 +193,11 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
         "tokens": [0, *WRONG_VALUES["tokens"]],
         "ttl_seconds": [0, -5, 604_801, "5"],
     },
-    f"POST /api/v1/budget/reservations/{UNKNOWN_ID}/settle": {"tokens_used": WRONG_VALUES["tokens"]},
+    f"POST /api/v1/budget/reservations/{UNKNOWN_ID}/settle": {
+        "tokens_used": [value for value in WRONG_VALUES["tokens"] if value is not None],
+        "input_tokens": [-1, 1.5, "5", 10**30],
+        "model": ["", "x" * 101],
+    },
     "POST /api/v1/budget/usage": {
         "agent": WRONG_VALUES["name"],
         "input_tokens": [-1, 1.5, "5", 10**30],
@@ -271,7 +286,6 @@ def _required_fields(target: Target) -> list[str]:
         f"POST /api/v1/operations/{UNKNOWN_ID}/finish": ["outcome"],
         "POST /api/v1/budget/check": ["agent", "tokens"],
         "POST /api/v1/budget/reservations": ["agent", "tokens"],
-        f"POST /api/v1/budget/reservations/{UNKNOWN_ID}/settle": ["tokens_used"],
         "POST /api/v1/budget/usage": ["agent"],
         "POST /api/v1/tasks": ["title"],
         "POST /api/v1/emails": ["gmail_message_id", "from_email"],

@@ -40,6 +40,14 @@ include-operation-id = "record_usage"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
+include-operation-id = "settle_reservation"
+checks.positive_data_acceptance.enabled = false
+
+[[operations]]
+include-operation-id = "finish_operation"
+checks.positive_data_acceptance.enabled = false
+
+[[operations]]
 # Nor what a valid cron expression is, and which time zones and agents exist.
 include-operation-id = "define_job"
 checks.positive_data_acceptance.enabled = false

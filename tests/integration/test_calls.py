@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from service.commands import Usage
 from service.scheduling.calls import MAX_ANSWER_BYTES, AgentClient
 from tests.support.agents import (
     MEBIBYTE,
@@ -140,7 +141,7 @@ async def test_answer_is_truncated_at_one_mebibyte(agents: Agents, client: Agent
     assert reply.ok
     assert isinstance(reply.body, str)
     assert len(reply.body) < MAX_ANSWER_BYTES
-    assert reply.tokens_used is None
+    assert reply.usage is None
 
 
 async def test_answer_of_exactly_one_mebibyte_is_read_completely(
@@ -161,7 +162,7 @@ async def test_endless_answer_is_abandoned_on_timeout(agents: Agents, client: Ag
 
 async def test_call_waits_for_a_slow_agent(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", after(0.3, answers({"tokens_used": 3})))
-    assert (await call(client)).tokens_used == 3
+    assert (await call(client)).usage == Usage(3)
 
 
 async def test_reset_connection_is_returned_as_a_failed_reply(agents: Agents, client: AgentClient) -> None:
@@ -231,4 +232,4 @@ async def test_tokens_are_read_only_from_a_well_formed_report(
     agents.on("/work", answers_bytes(body))
     reply = await call(client)
     assert reply.ok
-    assert reply.tokens_used == tokens
+    assert (reply.usage and reply.usage.tokens_used) == tokens

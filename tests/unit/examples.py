@@ -116,7 +116,14 @@ EXAMPLES: tuple[AnyEvent, ...] = (
         day=_DAY, reservation_id=_ID(5), agent="email_agent", tokens=500, expires_at=_WHOLE_SECOND
     ),
     TokensSettled(
-        day=_DAY, reservation_id=_ID(5), agent="email_agent", tokens_reserved=500, tokens_used=450
+        day=_DAY,
+        reservation_id=_ID(5),
+        agent="email_agent",
+        tokens_reserved=500,
+        tokens_used=450,
+        input_tokens=400,
+        output_tokens=50,
+        model="a-model-1",
     ),
     TokensReleased(
         day=_DAY, reservation_id=_ID(5), agent="email_agent", tokens_reserved=500, reason="expired"

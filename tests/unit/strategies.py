@@ -61,6 +61,7 @@ LONGEST_JITTER = timedelta(seconds=100)
 
 _agent = st.sampled_from(AGENTS)
 _tokens = st.sampled_from((0, 1, 50, 90, 250, 400))
+_model = st.sampled_from((None, None, "small", "large"))
 _ttl = st.sampled_from((None, 0.1, 45.0, 600.0, 100_000.0))
 _resources = st.dictionaries(st.sampled_from(("emailId", "orderId")), st.sampled_from("12"), min_size=1)
 _PLACEHOLDERS = "00000000-0000-0000-0000-"
@@ -88,13 +89,15 @@ work: SearchStrategy[AnyCommand] = st.one_of(
         operation_id=_placeholder,
         outcome=st.sampled_from(("succeeded", "failed")),
         tokens_used=st.none() | _tokens,
+        model=_model,
     ),
 )
 spending: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.ReserveTokens, agent=_agent, tokens=_tokens.filter(bool), ttl_seconds=_ttl),
-    st.builds(do.SettleReservation, reservation_id=_placeholder, tokens_used=_tokens),
+    st.builds(do.SettleReservation, reservation_id=_placeholder, tokens_used=_tokens, model=_model),
     st.builds(do.ReleaseReservation, reservation_id=_placeholder),
     st.builds(do.RecordUsage, agent=_agent, tokens=_tokens),
+    st.builds(do.RecordUsage, agent=_agent, input_tokens=_tokens, output_tokens=_tokens, model=_model),
 )
 _talk: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.SendMessage, from_agent=_agent, to_agent=st.none() | _agent, message=st.just("hello")),
@@ -195,6 +198,7 @@ _ending = st.builds(
     succeeded=st.booleans(),
     ours=st.booleans(),
     tokens_used=st.none() | _tokens,
+    model=_model,
     answered=st.booleans(),
     report=st.just("so it went"),
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.scheduling.calls import decode_secret, read_answer, signed_headers, tokens_in
+from service.commands import Usage
+from service.scheduling.calls import decode_secret, read_answer, signed_headers, usage_in
 from service.values import MAX_TOKENS
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -75,7 +76,9 @@ class TestTokens:
         ],
     )
     def test_tokens_are_what_the_answer_reports(self, body: Any, tokens: int) -> None:
-        assert tokens_in(body) == tokens
+        usage = usage_in(body)
+        assert usage
+        assert usage.tokens_used == tokens
 
     @pytest.mark.parametrize(
         "body",
@@ -96,7 +99,7 @@ class TestTokens:
         ],
     )
     def test_tokens_are_unknown_when_the_answer_reports_no_valid_number(self, body: Any) -> None:
-        assert tokens_in(body) is None
+        assert usage_in(body) is None
 
 
 class TestAnswers:
@@ -106,7 +109,7 @@ class TestAnswers:
             True,
             None,
             {"new": 3, "tokens_used": 9},
-            9,
+            Usage(9),
         )
 
     def test_answer_may_be_empty(self) -> None:
@@ -141,4 +144,4 @@ class TestAnswers:
         assert reply.reason == reason
 
     def test_failure_reports_tokens_too(self) -> None:
-        assert read_answer(500, b'{"tokens_used": 9}').tokens_used == 9
+        assert read_answer(500, b'{"tokens_used": 9}').usage == Usage(9)

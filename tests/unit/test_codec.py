@@ -152,6 +152,7 @@ class TestUpcasting:
         [
             ("job_removed", {"source": "settings"}),
             ("run_skipped", {}),
+            ("tokens_settled", {"input_tokens": None, "output_tokens": None, "model": None}),
             ("run_started", {"operation_id": None}),
             ("run_retried", {"operation_id": None}),
             ("run_finished", {"answered": False}),

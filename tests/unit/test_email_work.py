@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from eventstore.events import TokensReleased, TokensReserved, TokensSettled
+from eventstore.events import TokensReleased, TokensReserved, TokensSettled, TokensUsed
 from projections.operations import OPERATIONS
 from service import commands as do
 from service.scheduling.calls import Reply
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from service.scheduling.work import Report
     from tests.unit.stories import Story
 
-DONE = Reply(ok=True, reason=None, body={}, tokens_used=None)
-FAILED = Reply(ok=False, reason="no model", body={}, tokens_used=None)
+DONE = Reply(ok=True, reason=None, body={}, usage=None)
+FAILED = Reply(ok=False, reason="no model", body={}, usage=None)
 
 
 class Attempt:
@@ -78,7 +78,12 @@ async def test_reservation_lasts_longer_than_the_whole_attempt_may_take() -> Non
 
 @pytest.mark.parametrize(
     ("reply", "counted"),
-    [(DONE, 300), (DONE._replace(tokens_used=0), 0), (FAILED._replace(tokens_used=9), 9), (FAILED, None)],
+    [
+        (DONE, 300),
+        (DONE._replace(usage=do.Usage(0)), 0),
+        (FAILED._replace(usage=do.Usage(9)), 9),
+        (FAILED, None),
+    ],
     ids=["done, not reported", "done, reported as 0", "failed, reported", "failed, not reported"],
 )
 async def test_used_tokens_count_and_the_rest_is_released(reply: Reply, counted: int | None) -> None:
@@ -112,3 +117,24 @@ async def test_agent_is_not_called_when_the_claim_was_lost_before_the_call() -> 
     assert report.text == "poll: 0 of 1 e-mails done, 1 left for later"
     attempt.only(TokensReleased)
     assert not list(attempt.squad.all(OPERATIONS))
+
+
+async def test_settlement_keeps_what_the_agent_reported() -> None:
+    attempt = Attempt(CLASSIFY, DONE._replace(usage=do.Usage(42, 30, 12, "small")))
+    await attempt.run()
+    settled = attempt.only(TokensSettled)
+    assert (settled.tokens_used, settled.input_tokens, settled.output_tokens) == (42, 30, 12)
+    assert settled.model == "small"
+
+
+async def test_usage_keeps_what_the_agent_reported_when_the_reservation_has_ended() -> None:
+    attempt = Attempt(CLASSIFY, DONE._replace(usage=do.Usage(42, 30, 12, "small")))
+
+    async def before(command: do.Command) -> None:
+        if isinstance(command, do.SettleReservation):
+            attempt.story.given(do.ReleaseReservation(reservation_id=command.reservation_id))
+
+    attempt.before = before
+    await attempt.run()
+    used = attempt.only(TokensUsed)
+    assert (used.tokens, used.input_tokens, used.output_tokens, used.model) == (42, 30, 12, "small")
