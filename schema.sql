@@ -417,6 +417,18 @@ CREATE TABLE budgets (
     PRIMARY KEY (day, agent)
 );
 
+-- The same usage by model, '' where none was named; input and output as far as they were reported as such.
+CREATE TABLE token_usage (
+    day           date   NOT NULL,
+    agent         text   NOT NULL,
+    model         text   NOT NULL,
+    tokens        bigint NOT NULL,
+    input_tokens  bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    position      bigint NOT NULL,
+    PRIMARY KEY (day, agent, model)
+);
+
 CREATE TABLE reservations (
     id          uuid        PRIMARY KEY,
     agent       text        NOT NULL,
@@ -764,3 +776,20 @@ CREATE INDEX email_logs_by_agent ON email_logs (handled_by, created_position);
 CREATE INDEX job_runs_by_token ON job_runs (fencing_token);
 
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_destroy_keys;
+
+
+-- @upgrade 7
+-- What tokens were spent on, by model. The projector fills the table from the log.
+
+CREATE TABLE token_usage (
+    day           date   NOT NULL,
+    agent         text   NOT NULL,
+    model         text   NOT NULL,
+    tokens        bigint NOT NULL,
+    input_tokens  bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    position      bigint NOT NULL,
+    PRIMARY KEY (day, agent, model)
+);
+
+SELECT settle_access();

@@ -29,7 +29,9 @@ _TOKEN_BOUNDS = (-(2**53), 2**53 - 1)
 """Far beyond what the service accepts, and a thousand such values still add up within `_BIGINT`."""
 
 _BOUNDS = {
-    **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _TOKEN_BOUNDS),
+    **dict.fromkeys(
+        ("tokens", "tokens_used", "tokens_reserved", "input_tokens", "output_tokens"), _TOKEN_BOUNDS
+    ),
     **dict.fromkeys(("priority", "percent", "warning_percents"), _INTEGER),
     "reset_hour": (0, 23),
     **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), (0, 1_000)),
@@ -48,7 +50,7 @@ MAX_DAY_OFFSET = timedelta(days=366)
 MAX_INDEXED_BYTES = 2_000
 """No index accepts a much longer text. The service accepts less than half of it."""
 
-_INDEXED = frozenset(("category", "job", "task_id", "to_agent"))
+_INDEXED = frozenset(("category", "job", "model", "task_id", "to_agent"))
 """Fields that are indexed in the read tables but not in the log. Where the log has an index too, it refuses
 a text that is too long for it."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """The version that schema.sql brings a database to."""
 
 OLDEST_SERVER = 15

@@ -23,6 +23,7 @@ from projections.operations import operations
 from projections.orchestrator import orchestrator
 from projections.projection import Handler, Projection, Table, View
 from projections.tasks import tasks
+from projections.usage import usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +35,7 @@ PROJECTIONS: tuple[Projection, ...] = (
     messages,
     operations,
     budgets,
+    usage,
     tasks,
     emails,
     jobs,

@@ -148,6 +148,20 @@ class BudgetDay(Answer):
     """By the name of each agent that used or reserved tokens of the day."""
 
 
+class TokenUsage(Answer):
+    """Tokens that an agent used on a day with one model; `model` is null where none was named.
+
+    Of `tokens`, `input_tokens` and `output_tokens` are those that were reported as such.
+    """
+
+    day: date
+    agent: str
+    model: str | None
+    tokens: int
+    input_tokens: int
+    output_tokens: int
+
+
 class BudgetChecked(Answer):
     """Whether a reservation would be granted now, and how much the agent may still take today."""
 

@@ -31,6 +31,7 @@ from service.http.v1 import (
     state,
     subjects,
     tasks,
+    token_usage,
     whatif,
 )
 
@@ -43,6 +44,7 @@ _V1 = (
     *operations.ROUTES,
     *budget.ROUTES,
     *budget_days.ROUTES,
+    *token_usage.ROUTES,
     *tasks.ROUTES,
     *emails.ROUTES,
     *jobs.ROUTES,

@@ -34,6 +34,7 @@ READS = (
     *LISTS,
     "budget",
     "budget/days",
+    "budget/usage",
     "agents/ada",
     "events/1",
     "explain/1",

@@ -473,7 +473,7 @@ async def test_help_is_printed_without_arguments_and_for_every_command(tmp_path:
         (("replay",), "there is no squad in .squad; start one with `squad up`"),
         (
             ("replay", "tasks", "task"),
-            "there is no projection 'task'; known are agents, messages, operations, budgets, tasks, emails",
+            "there is no projection 'task'; known are agents, messages, operations, budgets, usage, tasks",
         ),
         (("dance",), "No such command 'dance'"),
         (("up", "--fast"), "No such option"),

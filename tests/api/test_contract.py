@@ -48,6 +48,11 @@ include-operation-id = "finish_operation"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
+# Nor what the cursor of a page is.
+include-operation-id = "list_token_usage"
+checks.positive_data_acceptance.enabled = false
+
+[[operations]]
 # Nor what a valid cron expression is, and which time zones and agents exist.
 include-operation-id = "define_job"
 checks.positive_data_acceptance.enabled = false

@@ -40,7 +40,7 @@ def test_every_example_event_is_within_bounds(event: AnyEvent) -> None:
 @pytest.mark.parametrize(
     ("type_", "fields"),
     [
-        ("tokens_used", {"tokens": MAX_TOKENS, "input_tokens": None, "output_tokens": 2**63 - 1}),
+        ("tokens_used", {"tokens": MAX_TOKENS, "input_tokens": None, "output_tokens": 2**53 - 1}),
         ("tokens_denied", {"remaining": -(2**63)}),
         ("agent_registered", {"priority": -(2**31)}),
         ("tick_buffered", {"tick": "9999-12-31T23:59:59.999999Z"}),
@@ -69,7 +69,8 @@ def test_values_that_the_service_accepts_are_within_bounds(type_: str, fields: d
     ("type_", "fields", "name"),
     [
         ("tokens_used", {"tokens": 2**53}, "tokens"),
-        ("tokens_used", {"input_tokens": 2**63}, "input_tokens"),
+        ("tokens_used", {"input_tokens": 2**53}, "input_tokens"),
+        ("tokens_settled", {"output_tokens": 2**53}, "output_tokens"),
         ("tokens_denied", {"remaining": -(2**63) - 1}, "remaining"),
         ("agent_registered", {"priority": 2**31}, "priority"),
         ("policy_set", {"agent_limits": {"ada": 1, "bob": 2**64}}, "agent_limits"),
@@ -94,6 +95,7 @@ def test_values_that_the_service_accepts_are_within_bounds(type_: str, fields: d
         ("message_sent", {"task_id": "x" * 2_001}, "task_id"),
         ("email_received", {"category": "x" * 2_001}, "category"),
         ("run_started", {"job": "x" * 2_001}, "job"),
+        ("tokens_used", {"model": "x" * 2_001}, "model"),
         ("agent_registered", {"agent_id": "ada"}, "agent_id"),
         ("conflict_detected", {"conflict_id": ""}, "conflict_id"),
         ("email_received", {"email_id": "e-1"}, "email_id"),
