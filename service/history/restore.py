@@ -1,9 +1,10 @@
 """The decision state at startup: loaded from the read tables or a snapshot, and the log from there.
 
 The tables are a fold of the log up to their position, by the same handlers, so they serve as a snapshot. If
-one was folded by other handlers, or stopped earlier, they are not a snapshot of one moment. Then, and
-whenever the last snapshot (`service.history.snapshots`) is about as near to the head, that snapshot is
-loaded. Without either, the log is folded from the beginning, and snapshots are stored on the way.
+one that decisions need was folded by other handlers, or stopped earlier, they are not a snapshot of one
+moment. Then, and whenever the last snapshot (`service.history.snapshots`) is about as near to the head,
+that snapshot is loaded. Without either, the log is folded from the beginning, and snapshots are stored on
+the way.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 from service.history import continuity, snapshots
 from service.history.folding import STUCK_AFTER_SECONDS, fold_page, fold_to, load_open, snapshot_writer
-from service.memory.residence import OPEN_EMAILS, OPEN_TASKS, RESIDENT
+from service.memory.residence import OPEN_EMAILS, OPEN_TASKS, RESIDENT, RESIDENT_PROJECTIONS
 from service.memory.squad import Squad
 
 if TYPE_CHECKING:
@@ -109,8 +110,13 @@ async def _load_nearest(connection: Connection, known: int) -> Squad:
 async def _tables_at(connection: Connection) -> int:
     """Return the position that the tables are a snapshot of; 0 if of none, or of one beyond the log."""
     cursor = await connection.execute("SELECT name, position, fold_version FROM projections")
-    found = {name: (position, version) for name, position, version in await cursor.fetchall()}
-    ours = {projection.name: projection.fold_version for projection in PROJECTIONS}
+    ours = {projection.name: projection.fold_version for projection in RESIDENT_PROJECTIONS}
+    unused = {projection.name for projection in PROJECTIONS} - ours.keys()
+    found = {
+        name: (position, version)
+        for name, position, version in await cursor.fetchall()
+        if name not in unused
+    }
     positions = {position for position, _ in found.values()}
     if len(positions) != 1 or {name: version for name, (_, version) in found.items()} != ours:
         return 0

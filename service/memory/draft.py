@@ -20,13 +20,13 @@ from eventstore.events import (
     TokensReserved,
 )
 from eventstore.recorded import Head
-from projections import HANDLERS, PROJECTIONS, handlers_of
+from projections import HANDLERS, handlers_of
 from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
 from projections.runs import RUNS
-from service.memory.residence import PARTIAL, RESIDENT
+from service.memory.residence import PARTIAL, RESIDENT, RESIDENT_PROJECTIONS
 from service.memory.state import (
     Resource,
     State,
@@ -52,9 +52,7 @@ if TYPE_CHECKING:
 
 _ABSENT: Any = object()
 
-_RESIDENT_HANDLERS = handlers_of(
-    projection for projection in PROJECTIONS if any(table.name in RESIDENT for table in projection.tables)
-)
+_RESIDENT_HANDLERS = handlers_of(RESIDENT_PROJECTIONS)
 """The handlers that change what stays in memory."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 from eventstore.events import EmailStatus, TaskStatus
+from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, POLICY, RESERVATIONS
 from projections.emails import EMAILS
@@ -54,6 +55,11 @@ RESIDENT: dict[str, Residence] = {
     )
 }
 """The tables kept in memory. Messages and conflicts are not: they are finished as soon as they happen."""
+
+RESIDENT_PROJECTIONS = tuple(
+    projection for projection in PROJECTIONS if any(table.name in RESIDENT for table in projection.tables)
+)
+"""The projections with such tables."""
 
 PARTIAL = frozenset({TASKS.name, EMAILS.name, KEYS.name})
 """Tables whose rows may exist but not be in memory: they are read from the log when a command needs them.

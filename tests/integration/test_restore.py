@@ -123,6 +123,25 @@ async def test_tables_are_not_used_when_they_do_not_reflect_one_moment_of_the_lo
     await _assert_restored(connection, writer)
 
 
+@pytest.mark.parametrize(
+    "lag",
+    [
+        "DELETE FROM projections WHERE name = 'usage'",
+        "UPDATE projections SET position = 0, fold_version = 99 WHERE name = 'messages'",
+    ],
+)
+async def test_tables_are_used_when_one_that_decisions_do_not_need_is_still_being_filled(
+    writer: Writer, connection: Connection, database: str, lag: str
+) -> None:
+    await RandomHistory(seed=15).submit_commands(writer, COMMANDS)
+    async with _projecting(database):
+        pass
+    # Shows where the state comes from.
+    await connection.execute("UPDATE policy SET daily_tokens = 7")
+    await connection.execute(lag.encode())
+    assert (await restore(connection)).policy.daily_tokens == 7
+
+
 async def test_past_budget_day_with_reserved_tokens_is_restored_from_tables(
     connection: Connection, database: str
 ) -> None:
