@@ -111,13 +111,13 @@ class Agent:
             "payload": {**payload, "classified": {"by": by, "reason": reason}},
         }
         if not await self._squad.update_email(email, changes):
-            return _passed_over(email_id, usage)
+            return self._passed_over(email_id, usage)
         return {
             "email_id": email_id,
             "category": category,
             "reason": reason,
             "by": by,
-            "usage": asdict(usage),
+            **self._spent(usage),
         }
 
     async def respond(self, email_id: str) -> Report:
@@ -133,7 +133,7 @@ class Agent:
         if not drafts.wanted(email.category, payload, email.from_email):
             archived = {"status": "archived", "handled_by": self._settings.name}
             if not await self._squad.update_email(email, archived):
-                return _passed_over(email_id, Usage())
+                return self._passed_over(email_id, Usage())
             return {"email_id": email_id, "status": "archived", "tokens_used": 0}
         draft, usage = await self._draft(email, payload)
         changes = {
@@ -142,14 +142,14 @@ class Agent:
             "payload": {**payload, "draft": draft.payload()},
         }
         if not await self._squad.update_email(email, changes):
-            return _passed_over(email_id, usage)
+            return self._passed_over(email_id, usage)
         # Only now, so that none is left in the mailbox for an e-mail that somebody else has dealt with.
         saved = await self._save(email_id, draft) if self._settings.save_drafts else None
         report = {
             "email_id": email_id,
             "status": "draft_created",
             "by": draft.written_by,
-            "usage": asdict(usage),
+            **self._spent(usage),
         }
         return report if saved is None else {**report, "saved_to_mailbox": saved}
 
@@ -195,12 +195,16 @@ class Agent:
             return False
         return True
 
+    def _passed_over(self, email_id: str, usage: Usage) -> Report:
+        """The answer if somebody changed the e-mail during the work on it: their change stands."""
+        return {"email_id": email_id, "passed_over": "it was changed meanwhile", **self._spent(usage)}
+
+    def _spent(self, usage: Usage) -> Report:
+        """What the work cost: the tokens, and the model that they were spent on."""
+        spent: Report = {"usage": asdict(usage)}
+        return {**spent, "model": self._model.name} if self._model and usage != Usage() else spent
+
 
 def _unchanged(email: Email) -> Report:
     """The answer if the work is already done, by an earlier call or by a person."""
     return {"email_id": email.id, "status": email.status, "category": email.category, "tokens_used": 0}
-
-
-def _passed_over(email_id: str, usage: Usage) -> Report:
-    """The answer if somebody changed the e-mail during the work on it: their change stands."""
-    return {"email_id": email_id, "passed_over": "it was changed meanwhile", "usage": asdict(usage)}

@@ -32,6 +32,7 @@ async def test_email_is_classified_and_gets_a_draft() -> None:
         assert report["category"] == "quote_request"
         assert report["by"] == "rules"
         assert report["usage"] == {"input_tokens": 0, "output_tokens": 0}
+        assert "model" not in report
         email = squad.emails[email_id]
         assert (email["status"], email["category"]) == ("classified", "quote_request")
         assert email["handled_by"] == "email_agent"
@@ -145,6 +146,7 @@ async def test_language_model_classifies_and_drafts() -> None:
         report = await (await client.post(RESPOND, json=call(email_id))).json()
         assert report["by"] == "small-model"
         assert report["usage"] == {"input_tokens": 120, "output_tokens": 30}
+        assert report["model"] == "small-model"
     assert squad.emails[email_id]["payload"]["draft"]["text"] == "Dear Anna,\nhere is our draft.\n"
     first, second = model.requests
     assert first["model"] == "small-model"
@@ -278,6 +280,7 @@ async def test_classifying_passes_over_an_email_when_a_person_archives_it_meanwh
         "email_id": email_id,
         "passed_over": "it was changed meanwhile",
         "usage": {"input_tokens": 120, "output_tokens": 30},
+        "model": "small-model",
     }
     email = squad.emails[email_id]
     assert (email["status"], email["category"], email["handled_by"]) == ("archived", "unclassified", "Anna")
