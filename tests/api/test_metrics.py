@@ -335,6 +335,9 @@ async def test_documented_alerts_use_existing_metrics_and_can_fire(service: Serv
         # Metrics that are compared have the same labels, apart from ignored ones.
         for left, ignored, right in _COMPARED_METRICS.findall(alert):
             assert labels[left] - {ignored} == labels[right] - {ignored}, alert
+        # increase() and rate() do not see a series that begins above zero.
+        for counter in re.findall(r"sum\((?:increase|rate)\((squad_\w+\{.+?\})", alert):
+            assert f"{counter} offset" in alert, alert
 
 
 async def is_active_projector(api: Api) -> bool:
