@@ -11,7 +11,7 @@ from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.utils import floatToGoString
 
 from service.scheduling.timekeeper import standstill_seconds
+from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +53,8 @@ class Metrics:
             "Open event streams, and requests that wait for a message.",
             registry=self._registry,
         )
+        build = Info("squad_build", "The software's version.", registry=self._registry)
+        build.info({"version": VERSION})
         self._registry.register(_PartsCollector(writer, projector, listener, clock))
         self._registry.register(self)
         ProcessCollector(registry=self._registry)

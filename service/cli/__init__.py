@@ -28,8 +28,8 @@ from service.cli.verify import verify
 from service.cli.whatif import whatif
 from service.database import StartFailed
 from service.embedded import EmbeddedPostgresError
-from service.http.routes import VERSION
 from service.settings import SettingsError
+from service.version import VERSION
 
 __all__ = ["cli", "main"]
 

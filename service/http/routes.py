@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -34,8 +33,7 @@ from service.http.v1 import (
     token_usage,
     whatif,
 )
-
-VERSION = version("squad-orchestrator")
+from service.version import VERSION
 
 _V1 = (
     *agents.ROUTES,

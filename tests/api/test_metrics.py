@@ -17,6 +17,7 @@ from service import commands as do
 from service.clock import DatabaseClock
 from service.http.problems import KINDS
 from service.http.routes import ROUTES
+from service.version import VERSION
 from service.writing.stats import JOB_OUTCOMES
 from tests.api.client import running_service
 from tests.support.agents import answers, running_agents
@@ -314,6 +315,7 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
         "status": {str(status) for status in range(100, 600)},
         "part": {"writer", "projector"},
         "projection": {projection.name for projection in PROJECTIONS},
+        "version": {VERSION},
     }
     assert {name for name, _ in found} == known.keys()
     for name, value in found:

@@ -1,0 +1,5 @@
+"""The version of the software."""
+
+from importlib.metadata import version
+
+VERSION = version("squad-orchestrator")
