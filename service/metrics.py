@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
+from projections.jobs import JOBS
 from service.scheduling.timekeeper import standstill_seconds
 from service.version import VERSION
 
@@ -89,6 +90,7 @@ class _PartsCollector:
         yield from self._listener_metrics()
         yield from self._projector_metrics()
         yield from self._budget_metrics()
+        yield from self._job_metrics()
 
     def _writer_metrics(self) -> Iterable[Metric]:
         writer, seen = self._writer, self._writer.stats
@@ -173,6 +175,10 @@ class _PartsCollector:
         yield _gauge("squad_budget_used_tokens", "Tokens of the day's budget that are used.", day.used)
         yield _gauge("squad_budget_reserved_tokens", "Tokens of it that are reserved.", day.reserved)
         yield _gauge("squad_budget_remaining_tokens", "Tokens of it that are left.", remaining)
+
+    def _job_metrics(self) -> Iterable[Metric]:
+        paused = sum(job.enabled and job.paused for job in self._writer.squad.all(JOBS))
+        yield _gauge("squad_jobs_paused", "Enabled jobs that are paused.", paused)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 _COMPARED_METRICS = re.compile(
-    r"(squad_\w+)[^()]*? (?:and|unless|-) (?:ignoring \((\w+)\) )?(?:rate\()?(squad_\w+)"
+    r"(squad_\w+)[^()]*? (?:and|unless|-|/) (?:ignoring \((\w+)\) )?(?:rate\()?(squad_\w+)"
 )
 MESSAGE = {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "ada", "message": "m"}}
 
@@ -330,7 +330,7 @@ async def test_documented_alerts_use_existing_metrics_and_can_fire(service: Serv
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
     alerts = re.findall(r"^    expr: (.+)$", OPERATIONS.read_text(), re.MULTILINE)
-    assert len(alerts) == 7
+    assert len(alerts) == 10
     for alert in alerts:
         for name, matched in re.findall(r"(squad_\w+)(?:\{(\w+)=)?", alert):
             assert labels[name] >= {*filter(None, [matched])}, alert

@@ -1,14 +1,52 @@
-"""Metrics of the software itself."""
+"""Metrics of what the squad has: paused jobs; and of the software's version."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from tests.api.client import running_service
 from tests.api.test_metrics import scrape
+from tests.support.agents import answers, running_agents
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from tests.api.client import Service
+    from tests.api.client import Api, Service
+
+
+async def paused_jobs(api: Api) -> float:
+    return (await scrape(api))["squad_jobs_paused"]
+
+
+async def test_paused_jobs_are_counted_when_they_are_enabled(service: Service) -> None:
+    api = service.api
+    await api.put("agents/worker", role="test")
+    for name, enabled in (("one", True), ("two", True), ("disabled", False)):
+        spec = {"agent": "worker", "endpoint": "/x", "every": "300d", "enabled": enabled}
+        (await api.put(f"jobs/{name}", **spec)).expect(200)
+    assert await paused_jobs(api) == 0
+    for name in ("one", "two", "disabled"):
+        (await api.post(f"jobs/{name}/pause")).expect(200)
+    assert await paused_jobs(api) == 2
+    (await api.post("jobs/one/resume")).expect(200)
+    (await api.delete("jobs/two")).expect(200)
+    assert await paused_jobs(api) == 0
+
+
+async def test_job_is_counted_as_paused_when_a_failed_run_pauses_it(database: str) -> None:
+    async with (
+        running_agents() as agents,
+        running_service(database, agents_url=agents.url, agents={"worker": {"role": "test"}}) as service,
+    ):
+        agents.on("/bad", answers({}, status=400))
+        spec = {"agent": "worker", "endpoint": "/bad", "every": "300d", "pause_on_failure": True}
+        (await service.api.put("jobs/bad", **spec)).expect(200)
+        (await service.api.post("jobs/bad/run")).expect(202)
+
+        async def counted() -> bool:
+            return await paused_jobs(service.api) == 1
+
+        await eventually(counted)
 
 
 async def test_version_is_a_label_of_build_info(service: Service) -> None:
