@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.utils import floatToGoString
 
 from projections.jobs import JOBS
+from projections.keys import KEYS
 from service.scheduling.timekeeper import standstill_seconds
 from service.version import VERSION
 
@@ -91,6 +92,7 @@ class _PartsCollector:
         yield from self._projector_metrics()
         yield from self._budget_metrics()
         yield from self._job_metrics()
+        yield from self._key_metrics()
 
     def _writer_metrics(self) -> Iterable[Metric]:
         writer, seen = self._writer, self._writer.stats
@@ -179,6 +181,15 @@ class _PartsCollector:
     def _job_metrics(self) -> Iterable[Metric]:
         paused = sum(job.enabled and job.paused for job in self._writer.squad.all(JOBS))
         yield _gauge("squad_jobs_paused", "Enabled jobs that are paused.", paused)
+
+    def _key_metrics(self) -> Iterable[Metric]:
+        expiries = [key.expires_at for key in self._writer.squad.all(KEYS) if key.expires_at]
+        if expiries:
+            yield _gauge(
+                "squad_next_key_expiry_seconds",
+                "How long until the first of the API keys expires.",
+                (min(expiries) - self._clock.now()).total_seconds(),
+            )
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

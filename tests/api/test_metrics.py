@@ -22,6 +22,7 @@ from service.writing.stats import JOB_OUTCOMES
 from tests.api.client import running_service
 from tests.support.agents import answers, running_agents
 from tests.support.components import connected, terminate_backends
+from tests.support.keys import make_key
 from tests.support.log import LogWriter, agent_registered
 from tests.support.wait import eventually
 
@@ -322,15 +323,18 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
         assert value in known[name], (name, value)
 
 
-async def test_documented_alerts_use_existing_metrics_and_can_fire(service: Service) -> None:
-    await service.api.post("messages", from_agent="ada", message="m")
-    await eventually(lambda: is_active_projector(service.api))
+async def test_documented_alerts_use_existing_metrics_and_can_fire(database: str) -> None:
+    key = await make_key(database, expires_days=1)
     labels: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families((await service.api.get("/metrics")).body):
-        for sample in family.samples:
-            labels.setdefault(sample.name, set()).update(sample.labels)
+    async with running_service(database) as service:
+        api = service.api.with_key(key.text)
+        await api.post("messages", from_agent="ada", message="m")
+        await eventually(lambda: is_active_projector(api))
+        for family in text_string_to_metric_families((await api.get("/metrics")).body):
+            for sample in family.samples:
+                labels.setdefault(sample.name, set()).update(sample.labels)
     alerts = re.findall(r"^    expr: (.+)$", OPERATIONS.read_text(), re.MULTILINE)
-    assert len(alerts) == 10
+    assert len(alerts) == 11
     for alert in alerts:
         for name, matched in re.findall(r"(squad_\w+)(?:\{(\w+)=)?", alert):
             assert labels[name] >= {*filter(None, [matched])}, alert
