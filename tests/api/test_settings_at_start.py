@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from service.job_spec import SEED_JOBS
+from tests.api.client import running_service
 from tests.support.process import squad_up
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 SETTINGS = """
 daily_tokens = 50000
@@ -53,3 +57,50 @@ async def _put(session: aiohttp.ClientSession, path: str, body: object) -> int:
 def _overriding(lines: list[str]) -> list[str]:
     found = [line[line.index("the settings change") :] for line in lines if "the settings change" in line]
     return [line.partition(" [")[0].rstrip() for line in found]
+
+
+async def test_start_names_jobs_that_the_settings_change_and_withdraw_when_they_differ_from_the_log(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    squad: dict[str, Any] = {"agents": {"quote_agent": {"role": "Quotes"}}}
+    job = {"agent": "quote_agent", "endpoint": "/check", "every": "300d"}
+    quiet = {name: {"enabled": False} for name in SEED_JOBS}
+    own = {**quiet, "stock_watch": job, "email_poll": {"every": "300d"}}
+    async with running_service(database, seed_jobs=True, jobs=own, **squad) as service:
+        by_hand = (await service.api.put("jobs/by_hand", **job)).expect(200)
+        positions = {
+            name: (await service.api.get(f"jobs/{name}", min_position=by_hand["position"])).body["position"]
+            for name in own
+        }
+    assert not _warnings(caplog), "a new squad"
+
+    async with running_service(database, seed_jobs=True, jobs=own, **squad):
+        assert not _warnings(caplog), "the same settings"
+
+    changed = {**own, "stock_watch": {**job, "every": "200d", "tokens": 7}}
+    async with running_service(database, seed_jobs=True, jobs=changed, **squad) as service:
+        head = await service.head()
+        stock_watch = (await service.api.get("jobs/stock_watch", min_position=head)).body["position"]
+    assert _warnings(caplog) == [
+        "the settings change every_seconds, tokens of job stock_watch,"
+        f" last changed at position {positions['stock_watch']}"
+    ]
+
+    caplog.clear()
+    async with running_service(database, seed_jobs=True) as service:
+        listed = (await service.api.get("jobs", min_position=await service.head())).expect(200)["items"]
+        kept = {item["name"]: item["position"] for item in listed}
+    # A default never replaces an explicit definition, and the settings do not remove what the API defined.
+    assert kept.items() >= {"email_poll": positions["email_poll"], "by_hand": by_hand["position"]}.items()
+    assert "stock_watch" not in kept
+    assert _warnings(caplog) == [
+        f"the settings withdraw job stock_watch, last changed at position {stock_watch}"
+    ]
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelname == "WARNING" and "the settings" in record.getMessage()
+    ]
