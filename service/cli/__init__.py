@@ -18,6 +18,7 @@ from service.cli.export import export_command, import_command
 from service.cli.forget import forget
 from service.cli.jobs import jobs
 from service.cli.keys import keys_
+from service.cli.orchestrator import orchestrator
 from service.cli.parameters import take_only_utf8
 from service.cli.replay import replay
 from service.cli.schema import schema_
@@ -44,6 +45,7 @@ cli.add_command(up)
 cli.add_command(events)
 cli.add_command(forget)
 cli.add_command(jobs)
+cli.add_command(orchestrator)
 cli.add_command(replay)
 cli.add_command(keys_)
 cli.add_command(status)

@@ -18,7 +18,7 @@ from service.cli import screen
 from service.cli.output import safe, tables
 from service.cli.parameters import Seconds
 from service.cli.running import run
-from service.cli.session import make_command, open_session
+from service.cli.session import carry_out, make_command, open_session
 from service.cli.target import open_squad, target_options
 from service.cli.waiting import NO_LIMIT, submit_run, submit_run_and_wait
 from service.history.restore import catch_up, restore
@@ -102,7 +102,7 @@ def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
 @target_options
 def pause(name: str, note: str | None, target: Target) -> None:
     """Skip a job's ticks from now on."""
-    run(_do(target, make_command(do.PauseJob, name=name, note=note)))
+    run(carry_out(target, make_command(do.PauseJob, name=name, note=note)))
 
 
 @jobs.command()
@@ -111,10 +111,4 @@ def pause(name: str, note: str | None, target: Target) -> None:
 @target_options
 def resume(name: str, note: str | None, target: Target) -> None:
     """Run a job's ticks again."""
-    run(_do(target, make_command(do.ResumeJob, name=name, note=note)))
-
-
-async def _do(target: Target, command: do.AnyCommand) -> None:
-    async with open_session(target) as squad:
-        outcome = await squad.submit(command)
-    click.echo(dumps({**outcome.reply, "position": outcome.position}).decode())
+    run(carry_out(target, make_command(do.ResumeJob, name=name, note=note)))

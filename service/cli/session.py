@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
 from pydantic import ValidationError
 
 from eventstore import schema
@@ -24,6 +25,7 @@ from service.cli.target import open_squad
 from service.clock import DatabaseClock
 from service.commands.base import Command
 from service.database import StartFailed
+from service.http.json import dumps
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 from service.values import in_words
 from service.writing.batch import new_id
@@ -122,6 +124,17 @@ async def open_session(
         async with background(writer.run(), *([listener.run()] if listener else [])):
             await wait_until_ready(writer)
             yield SquadSession(connection, chosen, found, writer, actor())
+
+
+async def carry_out(target: Target, command: AnyCommand) -> None:
+    """Have a command decided on an existing squad, and print its outcome as JSON.
+
+    Raises:
+        StartFailed: there is no such squad, or the command was refused or could not be decided.
+    """
+    async with open_session(target) as squad:
+        outcome = await squad.submit(command)
+    click.echo(dumps({**outcome.reply, "position": outcome.position}).decode())
 
 
 def actor() -> str:
