@@ -27,7 +27,8 @@ class SetBudget(Command):
 
     daily_tokens: Tokens | None = None
     agent_limits: dict[Name, Tokens] | None = Field(default=None, max_length=1_000)
-    """Tokens per day by agent. Replaces all limits; an agent that is not named has none."""
+    """Tokens per day by agent. Replaces all limits; an agent that is not named has none, and {} clears all.
+    In `POST /api/v1/whatif`, by contrast, other agents keep theirs."""
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> SetBudget:

@@ -21,7 +21,8 @@ class OtherRules(Command):
 
     daily_tokens: Tokens | None = None
     agent_limits: dict[Name, Tokens | None] | None = Field(default=None, max_length=1_000)
-    """Tokens per day by agent, in place of the agent's limit; null lifts it. Other agents keep theirs."""
+    """Tokens per day by agent, in place of the agent's limit; null lifts it. Other agents keep theirs;
+    `PUT /api/v1/budget` would lift them."""
     conflict_window_seconds: TtlSeconds | None = None
     operation_timeout_seconds: TtlSeconds | None = None
     warning_percents: list[Percent] | None = Field(default=None, max_length=20)

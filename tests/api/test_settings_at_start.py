@@ -98,6 +98,21 @@ async def test_start_names_jobs_that_the_settings_change_and_withdraw_when_they_
     ]
 
 
+async def test_limits_of_agents_are_kept_when_left_out_and_cleared_when_set_to_an_empty_table(
+    database: str,
+) -> None:
+    squad: dict[str, Any] = {"agents": {"quote_agent": {"role": "Quotes"}}}
+    for budget, limit in (
+        ({"agent_limits": {"quote_agent": 300}}, 300),
+        ({}, 300),
+        ({"agent_limits": {}}, None),
+    ):
+        async with running_service(database, budget=budget, **squad) as service:
+            shown = (await service.api.get("budget", min_position=await service.head())).expect(200)
+            # An agent that has neither used tokens nor a limit is not shown.
+            assert shown["agents"].get("quote_agent", {}).get("limit") == limit
+
+
 def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage()
