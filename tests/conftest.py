@@ -33,8 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SERVERS] = set()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the tests are selected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first, so that no process still has a long test while the others are idle."""
+    """Mark the tests that use the shared server, and put the longest first.
+
+    So no process still has a long test while the others are idle.
+    """
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("database")
     items.sort(key=lambda item: not _LONG.intersection(item.path.parts))
 
 
