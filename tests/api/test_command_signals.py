@@ -80,7 +80,7 @@ async def test_command_under_nohup_survives_sighup_and_ends_on_sigterm(
 
 async def test_command_whose_output_is_not_read_ends_on_sigterm(database: str, tmp_path: Path) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=1).submit_commands(writer, 300)
+        await RandomHistory(seed=1).submit_commands(writer, 300, at_once=20)
     with _started_with_unread_output("events", "--json", "--dsn", database, cwd=tmp_path) as process:
         assert process.stdout
         await eventually(partial(_is_full, process.stdout.fileno()), within_seconds=60)

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("seed", range(3))
 async def test_tables_of_a_random_history_match_the_log(database: str, seed: int) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed).submit_commands(writer, 200)
+        await RandomHistory(seed).submit_commands(writer, 200, at_once=20)
     await project(database)
     assert await compare(database, SCHEMA) == []
 

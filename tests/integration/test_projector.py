@@ -99,7 +99,7 @@ async def test_tables_equal_the_fold_of_the_log(database: str) -> None:
 
 async def test_existing_log_is_folded_page_by_page(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=2).submit_commands(writer, 300)
+        await RandomHistory(seed=2).submit_commands(writer, 300, at_once=20)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
@@ -112,7 +112,7 @@ async def test_rows_evicted_from_the_cache_are_read_again(
 ) -> None:
     monkeypatch.setattr(row_cache, limit, value)
     async with running_writer(database) as writer:
-        await RandomHistory(seed=3).submit_commands(writer, 300)
+        await RandomHistory(seed=3).submit_commands(writer, 300, at_once=20)
     monkeypatch.setattr(log, "PAGE_EVENTS", 5)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))

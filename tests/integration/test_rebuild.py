@@ -385,7 +385,7 @@ async def test_failed_swap_is_retried_from_the_position_before_it(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=6).submit_commands(writer, 200)
+        await RandomHistory(seed=6).submit_commands(writer, 200, at_once=20)
     await project(database)
     # Everything is folded in the swap, whose first attempts are rolled back.
     failures = iter(range(3))
@@ -406,7 +406,7 @@ async def test_swap_is_kept_and_not_repeated_when_counting_its_rows_fails(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await RandomHistory(seed=6).submit_commands(writer, 200)
+        await RandomHistory(seed=6).submit_commands(writer, 200, at_once=20)
     await project(database)
     # Everything is folded in the swap, and would be folded twice.
     failures = iter(range(1))

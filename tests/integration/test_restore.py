@@ -77,7 +77,7 @@ async def test_empty_log_restores_an_empty_state(connection: Connection) -> None
 async def test_state_is_restored_from_tables_at_the_head(
     writer: Writer, connection: Connection, database: str
 ) -> None:
-    await RandomHistory(seed=11).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=11).submit_commands(writer, COMMANDS, at_once=20)
     async with _projecting(database):
         await _assert_restored(connection, writer)
     assert await assert_tables_equal_fold(database) > 100
@@ -87,17 +87,17 @@ async def test_state_is_restored_from_tables_behind_the_head(
     writer: Writer, connection: Connection, database: str
 ) -> None:
     history = RandomHistory(seed=12)
-    await history.submit_commands(writer, COMMANDS)
+    await history.submit_commands(writer, COMMANDS, at_once=20)
     async with _projecting(database):
         pass
-    await history.submit_commands(writer, COMMANDS)
+    await history.submit_commands(writer, COMMANDS, at_once=20)
     await _assert_restored(connection, writer)
 
 
 async def test_state_is_restored_when_tables_were_never_filled(
     writer: Writer, connection: Connection
 ) -> None:
-    await RandomHistory(seed=13).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=13).submit_commands(writer, COMMANDS, at_once=20)
     await _assert_restored(connection, writer)
 
 
@@ -114,7 +114,7 @@ async def test_state_is_restored_when_tables_were_never_filled(
 async def test_tables_are_not_used_when_they_do_not_reflect_one_moment_of_the_log(
     writer: Writer, connection: Connection, database: str, damage: str
 ) -> None:
-    await RandomHistory(seed=14).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=14).submit_commands(writer, COMMANDS, at_once=20)
     async with _projecting(database):
         pass
     # If a table is used in spite of the damage, the comparison fails.
@@ -184,7 +184,7 @@ async def test_catch_up_passes_on_all_events_in_order(
 
 async def test_restored_state_decides_like_the_original(writer: Writer, database: str) -> None:
     history = RandomHistory(seed=16)
-    await history.submit_commands(writer, COMMANDS)
+    await history.submit_commands(writer, COMMANDS, at_once=20)
     held = await submit(
         writer, do.StartOperation(agent="alice", action="reply", resources={"emailId": "held"})
     )
@@ -223,7 +223,7 @@ async def _roles(connection: Connection) -> set[str]:
 async def test_snapshot_is_used_when_tables_were_never_filled(
     writer: Writer, connection: Connection
 ) -> None:
-    await RandomHistory(seed=17).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=17).submit_commands(writer, COMMANDS, at_once=20)
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head - 40), head)
     await _assert_restored(connection, writer)
@@ -233,7 +233,7 @@ async def test_snapshot_is_used_when_tables_were_never_filled(
 async def test_snapshot_is_used_when_it_is_about_as_near_the_head_as_the_tables(
     writer: Writer, connection: Connection, database: str
 ) -> None:
-    await RandomHistory(seed=18).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=18).submit_commands(writer, COMMANDS, at_once=20)
     async with _projecting(database):
         pass
     head = writer.squad.head.position
@@ -246,7 +246,7 @@ async def test_snapshot_is_unpacked_outside_of_transactions(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends sessions that stay idle in a transaction."""
-    await RandomHistory(seed=17).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=17).submit_commands(writer, COMMANDS, at_once=20)
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head), head)
     seen: list[TransactionStatus] = []
@@ -264,7 +264,7 @@ async def test_snapshot_is_unpacked_outside_of_transactions(
 async def test_snapshot_is_not_used_when_it_is_far_behind_the_tables(
     writer: Writer, connection: Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await RandomHistory(seed=19).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=19).submit_commands(writer, COMMANDS, at_once=20)
     async with _projecting(database):
         pass
     false_role = await _store_false_snapshot(connection, writer.squad.head.position - 40)
@@ -285,7 +285,7 @@ async def test_snapshot_is_not_used_when_it_is_far_behind_the_tables(
 async def test_log_is_folded_when_the_snapshot_is_unusable(
     writer: Writer, connection: Connection, damage: str
 ) -> None:
-    await RandomHistory(seed=20).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=20).submit_commands(writer, COMMANDS, at_once=20)
     false_role = await _store_false_snapshot(connection, writer.squad.head.position - 5)
     await connection.execute(damage.encode())
     assert false_role not in await _roles(connection)
@@ -297,7 +297,7 @@ async def test_long_log_is_folded_from_its_beginning_only_once(
 ) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
-    await RandomHistory(seed=21).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=21).submit_commands(writer, COMMANDS, at_once=20)
     await _assert_restored(connection, writer)
     taken = await snapshots.positions(connection)
     assert taken == list(range(100, writer.squad.head.position + 1, 100))
@@ -312,7 +312,7 @@ async def test_state_is_restored_when_no_snapshot_can_be_stored(
 ) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
-    await RandomHistory(seed=22).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=22).submit_commands(writer, COMMANDS, at_once=20)
     await connection.execute("ALTER TABLE snapshots ADD CHECK (position < 0)")
     await _assert_restored(connection, writer)
     await connection.execute("SET default_transaction_read_only = on")

@@ -35,7 +35,7 @@ STATE_BYTE = (
 async def connection(database: str) -> AsyncIterator[Connection]:
     """A connection to a squad with some history."""
     async with running_writer(database) as writer:
-        await RandomHistory(seed=31).submit_commands(writer, 100)
+        await RandomHistory(seed=31).submit_commands(writer, 100, at_once=20)
     async with connected(database) as opened:
         yield opened
 

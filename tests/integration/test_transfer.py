@@ -86,7 +86,7 @@ async def test_imported_history_has_the_same_events_hashes_and_tables(
     database: str, connection: Connection, second_database: str, seed: int
 ) -> None:
     async with running_writer(database) as writer:
-        await submit_history_with_jobs(writer, seed, 200)
+        await submit_history_with_jobs(writer, seed, 200, at_once=20)
     lines = await _exported(connection)
     async with connected(second_database) as other:
         head = await _imported(other, lines)

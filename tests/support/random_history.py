@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ from service.job_spec import JobSpec
 from tests.support.components import submit
 
 if TYPE_CHECKING:
-    import asyncio
-
     from service.requests import Outcome
     from service.writing.writer import Writer
 
@@ -73,13 +72,15 @@ class RandomHistory:
         if kind and outcome.refusal is None:
             self._started.setdefault(kind, []).append(outcome.reply["id"])
 
-    async def submit_commands(self, writer: Writer, commands: int) -> list[Outcome]:
-        """Submit this many commands, one after another."""
-        outcomes = []
-        for _ in range(commands):
-            command = self.next()
-            outcomes.append(await submit(writer, command))
-            self.note_outcome(command, outcomes[-1])
+    async def submit_commands(self, writer: Writer, commands: int, *, at_once: int = 1) -> list[Outcome]:
+        """Submit this many commands, `at_once` of them at a time."""
+        outcomes: list[Outcome] = []
+        while left := commands - len(outcomes):
+            chosen = [self.next() for _ in range(min(at_once, left))]
+            answers = await asyncio.gather(*(submit(writer, command) for command in chosen))
+            for command, outcome in zip(chosen, answers, strict=True):
+                self.note_outcome(command, outcome)
+            outcomes += answers
         return outcomes
 
     async def submit_until(self, enough: asyncio.Event, writer: Writer) -> None:
@@ -92,7 +93,9 @@ class RandomHistory:
         return self._random.choice(started) if started else None
 
 
-async def submit_history_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
+async def submit_history_with_jobs(
+    writer: Writer, seed: int, commands: int = 300, *, at_once: int = 1
+) -> None:
     """Submit a random history with a job, a run and a key, so that every read table has rows."""
     key = api_keys.make()
     for command in (
@@ -104,7 +107,7 @@ async def submit_history_with_jobs(writer: Writer, seed: int, commands: int = 30
     ):
         outcome = await submit(writer, command)
         assert outcome.refusal is None, outcome.refusal
-    await RandomHistory(seed).submit_commands(writer, commands)
+    await RandomHistory(seed).submit_commands(writer, commands, at_once=at_once)
 
 
 _STARTING: dict[type[do.Command], str] = {

@@ -23,9 +23,9 @@ async def project(dsn: str, schema: str = SCHEMA) -> None:
 
 
 async def fill_all_tables(dsn: str, seed: int) -> None:
-    """Record a history that leaves rows in every table."""
+    """Record a history that leaves rows in every table, in batches of several commands."""
     async with running_writer(dsn) as writer:
-        await submit_history_with_jobs(writer, seed, 300)
+        await submit_history_with_jobs(writer, seed, 300, at_once=20)
     await project(dsn)
 
 
