@@ -44,6 +44,7 @@ async def _batch(
     return list(results)
 
 
+@pytest.mark.nothing_sealed
 async def test_commands_are_decided_in_order(api: Api) -> None:
     results = await _batch(
         api,
@@ -197,12 +198,14 @@ async def test_refused_or_invalid_command_does_not_stop_the_others(api: Api) -> 
     assert [item["message"] for item in listed] == ["first", "last"]
 
 
+@pytest.mark.nothing_sealed
 async def test_path_of_command_is_decoded_like_path_of_request(api: Api) -> None:
     [result] = await _batch(api, _write("PUT", "agents/a%2Fb%20c", role="writer"))
     assert result["body"]["name"] == "a/b c"
 
 
 @pytest.mark.parametrize("letter", ["x", "ж", "漢", "😀"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
+@pytest.mark.nothing_sealed
 async def test_path_of_command_may_have_an_agent_name_of_maximum_length(api: Api, letter: str) -> None:
     name = letter * MAX_NAME_CHARACTERS
     (await api.put(f"agents/{quote(name)}", role="writer")).expect(200)
@@ -211,6 +214,7 @@ async def test_path_of_command_may_have_an_agent_name_of_maximum_length(api: Api
 
 
 @pytest.mark.parametrize("more", ["?", "?dry_run=true", "#now"])
+@pytest.mark.nothing_sealed
 async def test_path_of_command_must_not_have_query_or_fragment(service: Service, more: str) -> None:
     head = await service.head()
     [result] = await _batch(service.api, _write("PUT", f"agents/ada{more}", role="writer"))
@@ -303,6 +307,7 @@ async def test_keys_of_clients_do_not_collide_with_keys_derived_for_commands(ser
         ("POST /api/v1/tasks", "commands.0"),
     ],
 )
+@pytest.mark.nothing_sealed
 async def test_malformed_command_fails_the_whole_batch(
     service: Service, command: object, field: str
 ) -> None:
@@ -313,6 +318,7 @@ async def test_malformed_command_fails_the_whole_batch(
     assert await service.head() == head
 
 
+@pytest.mark.nothing_sealed
 async def test_malformed_batch_is_described_in_terms_of_the_api(service: Service) -> None:
     answer = await service.api.post("batch", commands=["POST /api/v1/tasks"])
     error = answer.expect(422, "validation_failed")
@@ -322,6 +328,7 @@ async def test_malformed_batch_is_described_in_terms_of_the_api(service: Service
         assert error["detail"].startswith("commands: must have ")
 
 
+@pytest.mark.nothing_sealed
 async def test_every_write_route_can_be_batched(api: Api) -> None:
     writes = [route for route in ROUTES if route.write]
     commands: list[dict[str, object]] = [
@@ -332,6 +339,7 @@ async def test_every_write_route_can_be_batched(api: Api) -> None:
         assert result["body"].get("code") != "not_found", route
 
 
+@pytest.mark.nothing_sealed
 def test_only_forgetting_cannot_be_batched() -> None:
     not_writes = ("/check", "/whatif", "/batch")
     single = [
@@ -387,6 +395,7 @@ async def test_repeated_batch_does_not_run_job_again(api: Api) -> None:
     assert len((await api.get("runs")).expect(200)["items"]) == 1
 
 
+@pytest.mark.nothing_sealed
 async def test_forgetting_in_batch_is_rejected_with_advice_to_send_it_alone(service: Service) -> None:
     head = await service.head()
     results = await _batch(service.api, _write("POST", "subjects/forget", subject="a@example.org"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.api.client import Api
 
@@ -49,6 +51,7 @@ async def test_correlation_id_is_generated_when_given_one_is_invalid(api: Api) -
         assert event["correlation_id"] == answer.headers["X-Correlation-Id"] != given
 
 
+@pytest.mark.nothing_sealed
 async def test_refusal_has_correlation_id_of_request(api: Api) -> None:
     answer = await api.post(
         "budget/reservations", {"X-Correlation-Id": "too-much"}, agent="ada", tokens=10**9
@@ -75,6 +78,7 @@ async def test_events_are_filtered_by_type_stream_agent_and_time(api: Api) -> No
     assert await _types(api, since="2100-01-01T00:00:00Z") == []
 
 
+@pytest.mark.nothing_sealed
 async def test_position_that_is_not_in_the_log_is_not_found(api: Api) -> None:
     for position in ("0", "999999", "9" * 18):
         (await api.get(f"events/{position}")).expect(404, "not_found")

@@ -90,6 +90,7 @@ async def test_seed_facade_accepts_idempotency_keys(service: Service) -> None:
         ("messages", {"wrong": True}),
     ],
 )
+@pytest.mark.nothing_sealed
 async def test_key_has_no_effect_when_request_appends_nothing(
     api: Api, path: str, body: dict[str, object]
 ) -> None:

@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+import pytest
 from aiohttp import web
 
 from eventstore import lookup
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import aiohttp
-    import pytest
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
@@ -120,6 +120,7 @@ async def test_stream_begins_when_min_position_is_reached(service: Service) -> N
         assert response.status == 200
 
 
+@pytest.mark.nothing_sealed
 async def test_log_is_not_read_for_clients_that_disconnected_before_their_turn(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ async def test_stream_is_filtered_like_the_list(api: Api) -> None:
         assert [event.id for event in streamed] == [event["position"] for event in listed]
 
 
+@pytest.mark.nothing_sealed
 async def test_idle_stream_sends_keepalive_comments(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +335,7 @@ def _has_open_streams(api: Api, count: int) -> Any:
     return matches
 
 
+@pytest.mark.nothing_sealed
 async def test_open_streams_end_when_the_service_stops(service: Service) -> None:
     async with reading(service.api) as one, reading(service.api, after=0) as other:
         await other.next()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.api.client import Api
 
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 
+@pytest.mark.nothing_sealed
 async def test_task_is_new_and_of_medium_priority_by_default(api: Api) -> None:
     created = (await api.post("tasks", title="Answer")).expect(201)
     assert {name: value for name, value in created.items() if value is None} == {
@@ -23,6 +26,7 @@ async def test_task_is_new_and_of_medium_priority_by_default(api: Api) -> None:
     assert shown["position"] == created["position"]
 
 
+@pytest.mark.nothing_sealed
 async def test_patch_changes_only_given_fields_and_null_clears_them(api: Api) -> None:
     created = (await api.post("tasks", title="Answer", description="soon", priority="high")).expect(201)
     path = f"tasks/{created['id']}"
@@ -33,18 +37,21 @@ async def test_patch_changes_only_given_fields_and_null_clears_them(api: Api) ->
     assert (shown["status"], shown["description"]) == ("in_progress", None)
 
 
+@pytest.mark.nothing_sealed
 async def test_patch_that_changes_nothing_appends_nothing(api: Api) -> None:
     created = (await api.post("tasks", title="Answer")).expect(201)
     same = (await api.patch(f"tasks/{created['id']}", title="Answer")).expect(200)
     assert same["position"] == created["position"]
 
 
+@pytest.mark.nothing_sealed
 async def test_completed_task_can_be_reopened(api: Api) -> None:
     created = (await api.post("tasks", title="Answer", status="completed")).expect(201)
     changed = (await api.patch(f"tasks/{created['id']}", status="in_progress")).expect(200)
     assert (changed["status"], changed["title"]) == ("in_progress", "Answer")
 
 
+@pytest.mark.nothing_sealed
 async def test_tasks_are_filtered_by_status_priority_and_agent(api: Api) -> None:
     await api.post("tasks", title="one", priority="low", assigned_agent="ada")
     await api.post("tasks", title="two", priority="urgent", status="completed")
@@ -99,6 +106,7 @@ async def test_emails_are_filtered_by_category_gmail_id_status_and_agent(api: Ap
     assert await ids(handled_by="ada") == []
 
 
+@pytest.mark.nothing_sealed
 async def test_unknown_task_or_email_is_not_found(api: Api) -> None:
     for kind in ("task", "email"):
         (await api.get(f"{kind}s/{UNKNOWN}")).expect(404, f"{kind}_not_found")
@@ -107,6 +115,7 @@ async def test_unknown_task_or_email_is_not_found(api: Api) -> None:
         )
 
 
+@pytest.mark.nothing_sealed
 async def test_id_must_be_a_uuid_in_upper_or_lower_case(api: Api) -> None:
     created = (await api.post("tasks", title="Answer")).expect(201)
     (await api.get(f"tasks/{str(created['id']).upper()}")).expect(200)
@@ -114,6 +123,7 @@ async def test_id_must_be_a_uuid_in_upper_or_lower_case(api: Api) -> None:
     assert fault["errors"] == [{"field": "id", "message": "must be a UUID"}]
 
 
+@pytest.mark.nothing_sealed
 async def test_unassigned_tasks_are_listed_when_the_filter_is_empty(api: Api) -> None:
     for title, fields in (
         ("free", {}),

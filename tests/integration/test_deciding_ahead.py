@@ -107,6 +107,7 @@ async def test_commands_that_arrive_during_an_append_are_decided_ahead_as_one_ba
     assert len(await assert_log_is_sound(database)) == writer.squad.head.position
 
 
+@pytest.mark.nothing_sealed
 async def test_command_decided_ahead_sees_the_effects_of_the_batch_in_flight(
     database: str, gate: Gate
 ) -> None:
@@ -119,6 +120,7 @@ async def test_command_decided_ahead_sees_the_effects_of_the_batch_in_flight(
         assert refusal.code == "conflict"
 
 
+@pytest.mark.nothing_sealed
 async def test_budget_is_not_overspent_across_batches(database: str, gate: Gate) -> None:
     async with running_writer(database, policy=do.SetPolicy(daily_tokens=1_000)) as writer:
         reserve = do.ReserveTokens(agent="alice", tokens=400)

@@ -50,6 +50,7 @@ async def _read_states(connection: Connection) -> dict[str, tuple[int, int | Non
     return {name: (position, failed, error) for name, position, failed, error in await cursor.fetchall()}
 
 
+@pytest.mark.nothing_sealed
 async def test_value_too_large_for_an_index_stops_only_its_projection(
     database: str, connection: Connection
 ) -> None:
@@ -70,6 +71,7 @@ async def test_value_too_large_for_an_index_stops_only_its_projection(
     assert {failed for _, failed, _ in reported.values()} == {None}
 
 
+@pytest.mark.nothing_sealed
 async def test_projector_pauses_after_a_page_for_as_long_as_the_process_was_busy(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ async def test_large_rows_are_not_cached(database: str) -> None:
     assert await assert_tables_equal_fold(database) > 2
 
 
+@pytest.mark.nothing_sealed
 async def test_projector_polls_when_no_hint_comes(database: str, connection: Connection) -> None:
     deaf = Projector(database, "squad", Hints())
     async with running(deaf.run()):
@@ -153,6 +156,7 @@ async def test_projector_polls_when_no_hint_comes(database: str, connection: Con
         await eventually(lambda: deaf.positions["agents"] == 1)
 
 
+@pytest.mark.nothing_sealed
 async def test_projector_notifies_readers_of_the_position_it_has_reached(
     database: str, connection: Connection
 ) -> None:
@@ -165,6 +169,7 @@ async def test_projector_notifies_readers_of_the_position_it_has_reached(
             assert set((await _read_states(connection)).values()) == {(2, None, None)}
 
 
+@pytest.mark.nothing_sealed
 async def test_failing_projection_stops_before_the_event_and_others_go_on(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +192,7 @@ async def test_failing_projection_stops_before_the_event_and_others_go_on(
     assert await assert_tables_equal_fold(database) > 0
 
 
+@pytest.mark.nothing_sealed
 async def test_failed_projection_resumes_where_it_stopped_once_it_is_fixed(
     database: str, connection: Connection
 ) -> None:
@@ -206,6 +212,7 @@ async def test_failed_projection_resumes_where_it_stopped_once_it_is_fixed(
     assert await assert_tables_equal_fold(database) == 3
 
 
+@pytest.mark.nothing_sealed
 async def test_failed_projection_retries_and_resumes_by_itself(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +243,7 @@ async def _all_healthy(connection: Connection, position: int) -> bool:
     [{"schema_version": 9}, {"type": "from_the_future"}, {"data": '{"agent": 1}'}],
     ids=["newer version", "unknown type", "other shape"],
 )
+@pytest.mark.nothing_sealed
 async def test_every_projection_stops_at_an_event_that_cannot_be_read(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
@@ -252,6 +260,7 @@ async def test_every_projection_stops_at_an_event_that_cannot_be_read(
         assert "position 3" in error
 
 
+@pytest.mark.nothing_sealed
 async def test_projection_with_a_new_fold_version_is_rebuilt(database: str, connection: Connection) -> None:
     await LogWriter(connection).append(agent_registered("alice"), message_sent("one"))
     async with running(Projector(database, "squad", Hints()).run()):
@@ -269,6 +278,7 @@ async def test_projection_with_a_new_fold_version_is_rebuilt(database: str, conn
     assert await assert_tables_equal_fold(database) == 2
 
 
+@pytest.mark.nothing_sealed
 async def test_second_projector_stands_by_and_takes_over(database: str, connection: Connection) -> None:
     first, second = (Projector(database, "squad", Hints()) for _ in range(2))
     async with running(second.run()):
@@ -280,6 +290,7 @@ async def test_second_projector_stands_by_and_takes_over(database: str, connecti
         await eventually(lambda: second.active)
 
 
+@pytest.mark.nothing_sealed
 async def test_overtaken_projector_discards_its_cache_and_starts_over(
     database: str, connection: Connection
 ) -> None:

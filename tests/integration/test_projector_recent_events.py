@@ -147,6 +147,7 @@ async def test_event_that_the_log_does_not_have_reaches_no_table(database: str) 
     await assert_tables_equal_fold(database)
 
 
+@pytest.mark.nothing_sealed
 async def test_stored_event_reaches_the_tables_instead_of_another_at_its_position(database: str) -> None:
     async with _running_squad(database) as (_, projector):
         event, other = message_sent("never appended"), agent_registered("zoe")

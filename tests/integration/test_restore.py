@@ -70,6 +70,7 @@ async def _assert_restored(connection: Connection, writer: Writer) -> None:
     _assert_same(restored, writer.squad)
 
 
+@pytest.mark.nothing_sealed
 async def test_empty_log_restores_an_empty_state(connection: Connection) -> None:
     _assert_same(await restore(connection), Squad())
 
@@ -142,6 +143,7 @@ async def test_tables_are_used_when_one_that_decisions_do_not_need_is_still_bein
     assert (await restore(connection)).policy.daily_tokens == 7
 
 
+@pytest.mark.nothing_sealed
 async def test_past_budget_day_with_reserved_tokens_is_restored_from_tables(
     connection: Connection, database: str
 ) -> None:

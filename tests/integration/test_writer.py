@@ -145,6 +145,7 @@ async def test_command_that_only_the_database_refuses_fails_alone(
     await assert_log_is_sound(database)
 
 
+@pytest.mark.nothing_sealed
 async def test_command_is_rejected_when_too_many_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +160,7 @@ async def test_command_is_rejected_when_too_many_wait(
     assert idle.queue.bytes == 0
 
 
+@pytest.mark.nothing_sealed
 async def test_command_is_rejected_when_too_many_bytes_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ async def test_command_is_rejected_when_too_many_bytes_wait(
     waiting.cancel()
 
 
+@pytest.mark.nothing_sealed
 async def test_abandoned_commands_leave_the_queue_while_the_database_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -192,6 +195,7 @@ async def test_abandoned_commands_leave_the_queue_while_the_database_is_unavaila
         await eventually(lambda: not nowhere.queue)
 
 
+@pytest.mark.nothing_sealed
 async def test_caller_learns_at_its_timeout_that_the_database_is_unavailable() -> None:
     nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(nowhere.run()):
@@ -229,6 +233,7 @@ async def test_append_to_a_full_disk_is_retried_with_backoff(
     assert message_texts(await assert_log_is_sound(database)) == ["kept waiting"]
 
 
+@pytest.mark.nothing_sealed
 async def test_command_whose_caller_no_longer_waits_is_not_carried_out(database: str) -> None:
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     with pytest.raises(Unavailable):
@@ -253,6 +258,7 @@ async def test_draining_writer_answers_waiting_commands_and_accepts_no_more(
     assert len(message_texts(await assert_log_is_sound(database))) == 50
 
 
+@pytest.mark.nothing_sealed
 async def test_cancelled_writer_leaves_no_caller_waiting(database: str) -> None:
     ended = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(ended.run()):
@@ -390,6 +396,7 @@ async def test_commands_that_arrive_while_the_lock_is_awaited_join_the_batch(
         assert (sent[1].recorded_at < sent[2].recorded_at) == halved
 
 
+@pytest.mark.nothing_sealed
 async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +419,7 @@ async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(
         ]
 
 
+@pytest.mark.nothing_sealed
 async def test_writer_reads_others_events_without_any_hint(writer: Writer, database: str) -> None:
     async with connected(database) as connection:
         log_writer = LogWriter(connection)
@@ -497,6 +505,7 @@ async def test_process_with_a_wrong_clock_records_the_databases_time(
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.nothing_sealed
 async def test_wrong_clock_is_corrected_without_any_command(database: str, hours: int) -> None:
     """As after the machine was suspended. Reads use this clock too."""
     clock = DatabaseClock()

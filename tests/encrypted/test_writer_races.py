@@ -1,1 +1,0 @@
-from tests.integration.test_writer_races import *  # noqa: F403
