@@ -134,7 +134,7 @@ async def test_tables_are_not_used_when_they_do_not_reflect_one_moment_of_the_lo
 async def test_tables_are_used_when_one_that_decisions_do_not_need_is_still_being_filled(
     writer: Writer, connection: Connection, database: str, lag: str
 ) -> None:
-    await RandomHistory(seed=15).submit_commands(writer, COMMANDS)
+    await RandomHistory(seed=15).submit_commands(writer, COMMANDS, at_once=20)
     async with _projecting(database):
         pass
     # Shows where the state comes from.
