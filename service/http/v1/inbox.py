@@ -102,6 +102,7 @@ async def _wait_for_message(
                 needed = arrived.position
             if page.covered >= needed:
                 await wait_for_hint(waiter, seconds)
+            # What is needed may be on its way into the tables still; only then is there something to read.
             elif await services.tables.reach(messages, needed, seconds):
                 page = await _read_in_turn(services, agent, query, deadline)
         return page.shown
