@@ -56,7 +56,7 @@ _V1 = (
 
 async def _openapi(services: Services, request: web.Request) -> Reply:
     del services, request
-    # Making it takes a tenth of a second, and commands must not wait for it.
+    # Making it takes a tenth of a second. Neither a start nor the commands of others must wait for it.
     return respond(200, await asyncio.to_thread(openapi))
 
 
@@ -93,7 +93,6 @@ def _methods(route: Route) -> tuple[str, ...]:
 
 def application(services: Services) -> web.Application:
     """Return the HTTP application over the running parts."""
-    openapi()  # in advance, because making it would block other requests
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app[SERVICES] = services
     for route in ROUTES:
