@@ -169,7 +169,6 @@ class Projector:
                     break
             await asyncio.sleep(POLL_SECONDS / 2)
         await self._restart(connection)
-        self.active = True
 
     async def _restart(self, connection: Connection) -> None:
         """Start from the tables as they are now, and rebuild those that must be."""
@@ -180,6 +179,7 @@ class Projector:
         self._folder = PageFolder(self._generation, self._keyring)
         self._recent.clear()
         await self._rebuild.start(found.outdated)
+        self.active = True
         self.advanced.wake(max(self.positions.values(), default=0))
 
     async def _follow(self, connection: Connection) -> None:
@@ -190,7 +190,6 @@ class Projector:
             with closing_after(STUCK_AFTER_SECONDS, connection):
                 if not self.active:
                     await self._restart(connection)
-                    self.active = True
                 await self._check_rebuild(connection)
                 try:
                     was_fresh = await self._advance_from_memory(connection)
