@@ -13,7 +13,7 @@ from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from projections.tasks import TASKS
-from service.decide.budget import remaining
+from service.decide.allowance import remaining
 from service.lazy_rows import by_name, listed
 from service.schedule import upcoming_ticks
 

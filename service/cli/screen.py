@@ -15,7 +15,7 @@ from projections.runs import RUNS
 from projections.tasks import TASKS
 from service import views
 from service.cli.output import safe
-from service.decide.budget import remaining
+from service.decide.allowance import remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -93,8 +93,3 @@ class RecordUsage(Command):
     def usage(self) -> Usage:
         """What was spent, whichever way it was given."""
         return usage_of("tokens", self.tokens, self.input_tokens, self.output_tokens, self.model)
-
-    @property
-    def total(self) -> int:
-        """The total, whichever way it was given."""
-        return self.usage.tokens_used

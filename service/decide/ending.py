@@ -17,7 +17,8 @@ from projections.jobs import JOBS
 from service.commands import Usage
 from service.decide import run_claims
 from service.decide.agents import status_without_work
-from service.decide.budget import crossings, record_use, released, settled
+from service.decide.allowance import crossings
+from service.decide.budget import record_use, released, settled
 
 if TYPE_CHECKING:
     from eventstore.events import OperationOutcome

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore.events import BudgetDayReset, PolicySet
 from eventstore.recorded import NewEvent
-from service.decide.budget import crossings, open_day
+from service.decide.allowance import crossings, open_day
 from service.decide.builder import DecisionBuilder
 from service.decide.day import Day, budget_day, budget_day_without_zone
 from service.decide.decision import Accepted, Decision, DecisionContext

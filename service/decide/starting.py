@@ -14,7 +14,7 @@ from eventstore.recorded import NewEvent
 from projections.agents import ORCHESTRATOR_AGENT
 from projections.jobs import JOBS, JobRow
 from service.decide import run_claims
-from service.decide.budget import allowance, retry_after_seconds
+from service.decide.allowance import allowance, retry_after_seconds
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Decision, DecisionContext, Refused
 from service.decide.ending import cancel

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from projections.jobs import JOBS
-from service.decide.budget import remaining
+from service.decide.allowance import remaining
 from service.lazy_rows import by_name, listed
 from service.schedule import upcoming_ticks
 from service.views import active_operations

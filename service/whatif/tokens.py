@@ -8,7 +8,7 @@ from msgspec import structs
 
 from eventstore.events import BudgetThresholdCrossed, TokensSettled, TokensUsed
 from projections.budgets import BUDGET_DAYS
-from service.decide.budget import allowance, crossings
+from service.decide.allowance import allowance, crossings
 from service.whatif import wording
 from service.whatif.report import Warned
 

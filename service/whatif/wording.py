@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from projections.budgets import BudgetDayRow
     from projections.operations import OperationRow
-    from service.decide.budget import Allowance
+    from service.decide.allowance import Allowance
     from service.decide.operations import Conflict
     from service.memory.state import State
 

@@ -391,9 +391,9 @@ class TestSingleCommands:
             do.SendMessage(from_agent="ann", message="")
 
     def test_usage_is_a_total_or_input_and_output_or_both_if_they_agree(self) -> None:
-        assert do.RecordUsage(agent="ann", tokens=5).total == 5
-        assert do.RecordUsage(agent="ann", input_tokens=3, output_tokens=2).total == 5
-        assert do.RecordUsage(agent="ann", tokens=5, input_tokens=3, output_tokens=2).total == 5
+        assert do.RecordUsage(agent="ann", tokens=5).usage.tokens_used == 5
+        assert do.RecordUsage(agent="ann", input_tokens=3, output_tokens=2).usage.tokens_used == 5
+        assert do.RecordUsage(agent="ann", tokens=5, input_tokens=3, output_tokens=2).usage.tokens_used == 5
 
     @pytest.mark.parametrize(
         "usage",

@@ -32,7 +32,7 @@ from service.commands import (
     SetPolicy,
     SettleReservation,
 )
-from service.decide.budget import MIN_RETRY_SECONDS, allowance, remaining
+from service.decide.allowance import MIN_RETRY_SECONDS, allowance, remaining
 from service.requests import CommandFailed
 from tests.unit.stories import FRESH, UNKNOWN_ID, Story, given, moment
 

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from projections.budgets import RESERVATIONS
 from service import commands as do
 from service import views
-from service.decide.budget import allowance, refusal_if_ended
+from service.decide.allowance import allowance
+from service.decide.budget import refusal_if_ended
 from service.history import recall
 from service.http import answers, write_answers
 from service.http.chunks import respond_long
