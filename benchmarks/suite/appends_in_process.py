@@ -1,10 +1,11 @@
 """Durable appends without HTTP, compared with one transaction per event and with a library.
 
-The writer decides, hashes, appends, and notifies once a batch. The transaction is measured as it is usually
-written, in four round trips, and as one autocommitted statement that inserts the same payload and notifies,
-in a single round trip: the best that psycopg can do event by event. The library, `eventsourcing`, appends
-single events from threads, as applications built on it do. Statement and library are measured at several
-numbers of connections or threads, and the best result counts.
+The writer decides, hashes, appends, and notifies once a batch. Its log alone appends the same events
+without deciding or folding them. The transaction is measured as it is usually written, in four round
+trips, and as one autocommitted statement that inserts the same payload and notifies, in a single round
+trip: the best that psycopg can do event by event. The library, `eventsourcing`, appends single events
+from threads, as applications built on it do; it decides nothing either. Statement and library are
+measured at several numbers of connections or threads, and the best result counts.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ import orjson
 import psycopg
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+from uuid_utils import uuid7
 
 from benchmarks import stage
 from benchmarks.harness import Benchmark, Contender, percentile
-from eventstore import schema
+from eventstore import codec, log, schema
+from eventstore.chain import hash_of
+from eventstore.connection import Connection, connect
+from eventstore.events import MessageSent
 from eventstore.listener import Hints
+from eventstore.recorded import EMPTY_LOG, Recorded
 from service.background import background
 from service.clock import DatabaseClock
 from service.commands import SendMessage, SetPolicy
@@ -39,6 +45,8 @@ if TYPE_CHECKING:
     from benchmarks.harness import Measure, Plan, Sample
 
 SQUAD_SCHEMA = "squad"
+LOG_SCHEMA = "squad_log"
+LOG_ALONE = "log alone, 1 caller"
 CALLERS = (1, 64, 512)
 CONNECTIONS = (1, 8, 32)
 THREADS = (1, 4, 16)
@@ -69,10 +77,12 @@ async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         writer = await stack.enter_async_context(_writer(dsn))
+        chaining = await stack.enter_async_context(_log_alone(dsn))
         connections = await stack.enter_async_context(_connections(dsn, max(CONNECTIONS)))
         recorder = stack.enter_context(_recorder(dsn))
         yield (
             *(Contender(_squad(callers), _measure(_submitting(writer, callers))) for callers in CALLERS),
+            Contender(LOG_ALONE, _measure([chaining])),
             Contender(AS_WRITTEN, _measure([_in_a_transaction(connections[0])])),
             *(
                 Contender(_plain(number), _measure([_inserting(one) for one in connections[:number]]))
@@ -104,6 +114,13 @@ async def _writer(dsn: str) -> AsyncIterator[Writer]:
 
 
 @asynccontextmanager
+async def _log_alone(dsn: str) -> AsyncIterator[Append]:
+    await schema.apply(dsn, LOG_SCHEMA)
+    async with await connect(dsn, LOG_SCHEMA, name="squad benchmark") as connection:
+        yield _chaining(connection)
+
+
+@asynccontextmanager
 async def _connections(dsn: str, number: int) -> AsyncIterator[list[psycopg.AsyncConnection[Any]]]:
     async with AsyncExitStack() as stack:
         opened = [
@@ -121,6 +138,38 @@ def _submitting(writer: Writer, callers: int) -> list[Append]:
         return await writer.submit(Request(command, "agent:alice", "benchmark"))
 
     return [append] * callers
+
+
+def _chaining(connection: Connection) -> Append:
+    """Append what the writer appends for such a message, without deciding or folding it."""
+    position, latest, now = 0, EMPTY_LOG.hash, None
+
+    async def append() -> None:
+        nonlocal position, latest, now
+        now = now or await log.clock(connection)
+        position += 1
+        event = MessageSent(
+            message_id=str(uuid7()), agent="alice", to_agent="bob", message=_TEXT, task_id=None, data=None
+        )
+        unchained = Recorded(
+            position,
+            id=str(uuid7()),
+            stream=event.stream,
+            version=1,
+            type=event.type,
+            schema_version=event.schema_version,
+            data=codec.encode(event),
+            actor="agent:alice",
+            caused_by=None,
+            correlation_id="benchmark",
+            idempotency_key=None,
+            recorded_at=now,
+            hash=b"",
+        )
+        latest = hash_of(latest, unchained)
+        now = await log.append(connection, [unchained._replace(hash=latest)], now)
+
+    return append
 
 
 def _in_a_transaction(connection: psycopg.AsyncConnection[Any]) -> Append:
@@ -225,6 +274,7 @@ BENCHMARK = Benchmark(
     beside=(AS_WRITTEN, _plain(1), LIBRARY),
     aims={
         (_squad(1), AS_WRITTEN): 1.0,
+        (LOG_ALONE, AS_WRITTEN): 1.0,
         (_squad(1), _plain(1)): 1.0,
         (_squad(512), BEST): 8.0,
         (_squad(512), LIBRARY): 25.0,
