@@ -9,7 +9,6 @@ from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,6 +19,7 @@ from pydantic import (
 )
 
 from eventstore.events import JobDefinition, Overlap
+from service.documented import Documented
 from service.schedule import Schedule, next_tick
 from service.values import Name, Resources, Timezone, Tokens
 
@@ -96,10 +96,10 @@ def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default")
 
 
-class JobSpec(BaseModel):
+class JobSpec(Documented):
     """A job. It calls `endpoint` at its agent or performs a built-in `task`, by `cron` or by `every`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     agent: Name | None = None
     """The agent that is called; registered, or named in the settings."""

@@ -41,6 +41,7 @@ from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from datetime import datetime
 
     from benchmarks.harness import Measure, Plan, Sample
 
@@ -142,7 +143,8 @@ def _submitting(writer: Writer, callers: int) -> list[Append]:
 
 def _chaining(connection: Connection) -> Append:
     """Append what the writer appends for such a message, without deciding or folding it."""
-    position, latest, now = 0, EMPTY_LOG.hash, None
+    position, latest = 0, EMPTY_LOG.hash
+    now: datetime | None = None
 
     async def append() -> None:
         nonlocal position, latest, now

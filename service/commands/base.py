@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from service.documented import Documented
 
 UNCONDITIONAL = 0
 """The `if_position` of a change without a condition. No event has this position."""
 
 
-class Command(BaseModel):
+class Command(Documented):
     """An intent."""
 
     # Personal data in a command must not reach log lines through an exception's text.
@@ -18,7 +20,6 @@ class Command(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        use_attribute_docstrings=True,
         hide_input_in_errors=True,
     )
 

@@ -26,6 +26,9 @@ MAJOR_VERSION = 18
 _log = logging.getLogger(__name__)
 
 _SERVER_USER = "pgserver"
+_USED = ("bin", "lib", "share")
+"""The folders of an installation that its programs use; most of its files are elsewhere."""
+
 _USER_CREATION_SECONDS = 10.0
 
 
@@ -81,7 +84,8 @@ def grant_access(folder: Path) -> None:
     # A strict umask during installation leaves files that only root can read. The libraries are beside the
     # package or in it.
     package = installation.parent
-    for root in (package, package.with_name(f"{package.name}.libs")):
+    _allow(installation, 0o005)
+    for root in (*map(installation.joinpath, _USED), package.with_name(f"{package.name}.libs")):
         for path in (root, *root.rglob("*")) if root.exists() else ():
             _allow(path, 0o005 if path.is_dir() or path.parent.name == "bin" else 0o004)
 

@@ -21,6 +21,7 @@ from projections.operations import ConflictRow, OperationRow
 from projections.orchestrator import OrchestratorRow
 from projections.runs import RunRow
 from projections.tasks import TaskRow
+from service.documented import Documented
 from service.http.problems import KINDS
 from service.views import INNER_OF_JOBS
 
@@ -263,10 +264,10 @@ def _codes(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string", "enum": sorted(KINDS)}, {"type": "string"}]
 
 
-class ProblemDetails(BaseModel):
+class ProblemDetails(Documented):
     """An error (RFC 9457). `code` is stable, and determines which of the further fields are present."""
 
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     type: str
     title: str

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import orjson
 from psycopg import sql
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,6 +19,7 @@ from pydantic import (
 
 from eventstore import lookup
 from projections import storage
+from service.documented import Documented
 from service.http import json
 from service.http.context import parse_path, parse_query
 from service.http.problems import Problem
@@ -53,10 +53,10 @@ PositionOrZero = Annotated[int, Field(ge=0, le=_MAX_POSITION)]
 """A position in the log, or 0, which is before the first one."""
 
 
-class Query(BaseModel):
+class Query(Documented):
     """The query parameters of every GET."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_position: PositionOrZero | None = None
     """Wait, for at most 5 seconds, until the answer covers this position."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from eventstore.events import AgentStatus, TaskPriority, TaskStatus
+from service.documented import Documented
 from service.http.answers import Answer, Message, Task
 from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text, Url
 
@@ -76,10 +77,10 @@ Moment = Annotated[date | datetime, BeforeValidator(_moment)]
 """A date or a time; without a time zone it is UTC."""
 
 
-class SquadQuery(BaseModel):
+class SquadQuery(Documented):
     """The query parameters of `GET /api/squad`."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     action: str | None = Field(default=None, json_schema_extra={"enum": ["orchestrator-status"]})
     """`orchestrator-status` for the orchestrator alone."""

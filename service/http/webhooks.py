@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from service.documented import Documented
 
 if TYPE_CHECKING:
     from service.http.schemas import Schemas
@@ -33,10 +35,8 @@ _EXAMPLE = {
 }
 
 
-class AgentCall(BaseModel):
+class AgentCall(Documented):
     """An attempt of a run, or one e-mail of it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     run_id: str
     """The run, in every call that it makes."""

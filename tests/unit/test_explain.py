@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given as for_all
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from eventstore.events import TokensReleased
@@ -20,6 +19,7 @@ from service.explain.sentences import of_event, step
 from service.http.json import dumps
 from service.views import explanation
 from tests.support.list_log_queries import ListLogQueries
+from tests.support.randomized import examples
 from tests.unit import generated_histories, strategies
 from tests.unit.explained_stories import QUESTIONS, SMALL_BUDGET, Question
 from tests.unit.stories import START, Story, given
@@ -88,13 +88,13 @@ def test_position_without_an_event_has_no_explanation() -> None:
 
 
 @for_all(event=strategies.events)
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_every_possible_event_has_a_sentence(event: AnyEvent) -> None:
     assert of_event(event).endswith(".")
 
 
 @for_all(history=generated_histories.every_history, data=st.data())
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_every_event_of_a_history_is_explained_with_its_cause(
     history: tuple[list[AnyCommand], generated_histories.RandomHistory], data: st.DataObject
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import given as for_all
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from eventstore import codec
@@ -16,6 +15,7 @@ from service.history.folding import fold_page, load_absent
 from service.history.snapshots import pack, unpack
 from service.memory.draft import Draft
 from service.memory.squad import Squad
+from tests.support.randomized import examples
 from tests.support.squads import contents
 from tests.unit import strategies
 from tests.unit.stories import Story, given
@@ -72,7 +72,7 @@ def check_past_states(
         assert contents(mid_batch) == contents(fold_at_once(log, position))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @for_all(
     history=histories(strategies.commands, SHORT_AND_LONG),
     policy=strategies.first_policies,
@@ -85,7 +85,7 @@ def test_past_states_are_reconstructed_after_random_commands(
     check_past_states(history, [policy, StartOrchestrator()], page_events, data)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @for_all(
     history=histories(strategies.jobs, SHORT, min_batches=10),
     first_jobs=strategies.first_jobs,
@@ -99,7 +99,7 @@ def test_past_states_are_reconstructed_after_random_job_commands(
     check_past_states(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events, data)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @for_all(
     history=histories(strategies.board, (0.0, 1.0, 700.0)),
     page_events=st.integers(1, 8),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import pytest
 from hypothesis import given as for_all
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from eventstore import chain, codec
@@ -42,6 +41,7 @@ from service.memory.state import EXPIRING
 from service.requests import Answer, CommandFailed, Outcome, Request
 from service.writing.batch import Batch
 from service.writing.recorder import Recorder
+from tests.support.randomized import examples
 from tests.unit import strategies
 from tests.unit.invariants import Invariants
 from tests.unit.job_invariants import JobInvariants
@@ -411,7 +411,7 @@ def _without_the_log_lines_of_intended_failures() -> Iterator[None]:
     logger.removeFilter(is_unintended)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @for_all(
     history=histories(strategies.commands, SHORT_AND_LONG),
     policy=strategies.first_policies,
@@ -424,7 +424,7 @@ def test_invariants_hold_for_random_commands(
     run_history(history, [policy, StartOrchestrator()], page_events, encrypt)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @for_all(
     history=histories(strategies.jobs, SHORT, min_batches=10),
     first_jobs=strategies.first_jobs,
@@ -437,7 +437,7 @@ def test_invariants_hold_for_random_job_commands(
     run_history(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(40)
 @for_all(
     history=histories(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
     policy=strategies.first_policies,
@@ -447,7 +447,7 @@ def test_invariants_hold_for_random_claims(history: History, policy: SetPolicy, 
     run_history(history, [policy], page_events)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(40)
 @for_all(
     history=histories(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
     policy=strategies.first_policies,
@@ -457,7 +457,7 @@ def test_invariants_hold_for_random_spending(history: History, policy: SetPolicy
     run_history(history, [policy], page_events)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @for_all(
     history=histories(strategies.correspondence, SHORT),
     page_events=st.integers(1, 40),
@@ -469,7 +469,7 @@ def test_invariants_hold_when_random_subjects_are_forgotten(
     run_history(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(25)
 @for_all(
     history=histories(strategies.keys, (0, 0, 0, 1, 40_000, 90_000, 650_000)),
     policy=strategies.first_policies,

@@ -11,12 +11,13 @@ from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from hypothesis import example, settings
+from hypothesis import example
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from projections.runs import run_id
 from service.schedule import Schedule, due_at, next_tick, next_ticks
+from tests.support.randomized import examples
 from tests.unit.job_stories import job_row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -119,7 +120,7 @@ def simulate(question: Question) -> datetime | None:
     return None
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @for_all(question=questions)
 @example(around("Pacific/Apia", "2011-12-30T10:00", "30 12 30 * *", -3_600))
 @example(around("Australia/Lord_Howe", "2026-04-04T15:00", "30 * * * *", -900))
@@ -132,7 +133,7 @@ def test_next_tick_is_the_one_that_the_simulation_finds(question: Question) -> N
         assert found is None or found > question.after + SIMULATED
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @for_all(question=questions)
 def test_ticks_are_whole_minutes_in_strictly_ascending_order(question: Question) -> None:
     ticks = next_ticks(question.schedule, question.after, 20)
@@ -140,7 +141,7 @@ def test_ticks_are_whole_minutes_in_strictly_ascending_order(question: Question)
     assert all(tick.second == tick.microsecond == 0 for tick in ticks)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @for_all(question=questions, share=st.floats(0, 1, exclude_max=True))
 def test_next_tick_is_the_same_from_any_moment_before_it(question: Question, share: float) -> None:
     tick = next_tick(*question)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import orjson
 import pytest
 from hypothesis import given as for_all
-from hypothesis import settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -20,6 +19,7 @@ from service.history import snapshots
 from service.history.snapshots import InvalidSnapshot, distance, pack, unpack
 from service.memory.residence import RESIDENT
 from service.memory.squad import Squad
+from tests.support.randomized import examples
 from tests.support.squads import contents
 from tests.unit.stories import given
 from tests.unit.strategies import values_of
@@ -73,7 +73,7 @@ def make_squad() -> Squad:
     ).squad
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @for_all(rows=st.fixed_dictionaries({name: rows_of(name) for name in RESIDENT}), version=st.integers(1, 99))
 def test_rows_of_every_kind_are_restored_exactly(rows: dict[str, list[Any]], version: int) -> None:
     squad = squad_of(rows, version)

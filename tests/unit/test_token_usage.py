@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import given as for_all
-from hypothesis import settings
 
 from eventstore import codec
 from eventstore.events import TokensSettled
 from projections.budgets import BUDGET_DAYS, BUDGETS, budgets
 from projections.usage import TOKEN_USAGE, UsageRow, usage
 from service import commands as do
+from tests.support.randomized import examples
 from tests.support.verify import fold
 from tests.unit import generated_histories
 from tests.unit.stories import START, Story, given
@@ -76,7 +76,7 @@ class TestRows:
 
 
 @for_all(history=generated_histories.every_history)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_usage_by_model_adds_up_to_what_each_agent_and_the_squad_used_on_each_day(
     history: tuple[list[do.AnyCommand], RandomHistory],
 ) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from hypothesis import given as for_all
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from eventstore import codec
@@ -18,6 +17,7 @@ from service.decide.rules import DEFAULT_WARNING_PERCENTS
 from service.history.folding import fold_page
 from service.memory.squad import Squad
 from service.whatif import OtherRules, Report, Simulation, report
+from tests.support.randomized import examples
 from tests.unit import generated_histories
 from tests.unit.stories import Story
 
@@ -37,7 +37,7 @@ def simulate(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Repo
 
 
 @for_all(history=generated_histories.every_history, share=st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_empty_rules_make_no_difference(history: _HISTORY, share: float) -> None:
     log = generated_histories.story_of(*history).log
     for after in (0, int(share * len(log))):
@@ -50,7 +50,7 @@ def test_empty_rules_make_no_difference(history: _HISTORY, share: float) -> None
     history=generated_histories.history_of_claims | generated_histories.history_of_usage,
     share=st.floats(0, 1),
 )
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_rules_that_repeat_the_policy_make_no_difference(history: _HISTORY, share: float) -> None:
     log = generated_histories.story_of(*history).log
     [policy] = [command for command in history[0] if isinstance(command, SetPolicy)]
@@ -77,7 +77,7 @@ def test_rules_that_repeat_the_policy_make_no_difference(history: _HISTORY, shar
         operation_timeout_seconds=st.sampled_from((None, 2.0, 4_000.0)),
     ),
 )
-@settings(max_examples=80, deadline=None)
+@examples(40)
 def test_simulation_from_a_past_squad_equals_one_from_the_first_event(
     history: _HISTORY, share: float, later: float, rules: OtherRules
 ) -> None:
@@ -150,7 +150,7 @@ def _other_rules(policy: dict[str, Any], other: dict[str, Any]) -> OtherRules:
 
 
 @for_all(requests=_requests, policy=_policies, other=_policies)
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_simulation_is_exact_for_requests_that_do_not_depend_on_answers(
     requests: list[tuple[float, AnyCommand]], policy: dict[str, Any], other: dict[str, Any]
 ) -> None:
@@ -172,7 +172,7 @@ def test_simulation_is_exact_for_requests_that_do_not_depend_on_answers(
 
 
 @for_all(history=generated_histories.history_of_usage, factor=st.sampled_from((2, 10)))
-@settings(max_examples=80, deadline=None)
+@examples(40)
 def test_first_difference_is_allowed_with_more_tokens_and_refused_with_fewer(
     history: _HISTORY, factor: int
 ) -> None:
@@ -186,7 +186,7 @@ def test_first_difference_is_allowed_with_more_tokens_and_refused_with_fewer(
 
 
 @for_all(history=generated_histories.history_of_claims)
-@settings(max_examples=80, deadline=None)
+@examples(40)
 def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_longer(
     history: _HISTORY,
 ) -> None:
@@ -208,7 +208,7 @@ def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_lo
         warning_percents=st.sampled_from((None, [], [1], [10, 100])),
     ),
 )
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_totals_add_up_and_nothing_that_ended_stays_in_memory(history: _HISTORY, rules: OtherRules) -> None:
     story = generated_histories.story_of(*history)
     story.when(PassTime(), at=story.now + timedelta(days=8))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from eventstore import traces
 from service import commands as do
+from service.documented import Documented
 from service.http import write_answers
 from service.http.context import Services, body_of, parse_command, parse_object
 from service.http.reply import Reply, respond
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
-class Forget(BaseModel):
+class Forget(Documented):
     """The subject to forget."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     subject: ShortText
     """The address of an e-mail sender, or the id of a message."""
