@@ -157,13 +157,17 @@ async def test_full_disk_under_stdout_is_reported_in_one_line(
     assert ended.error_line() == f"{what}: No space left on device"
 
 
-async def test_commands_work_with_closed_standard_streams(service: Service, tmp_path: Path) -> None:
-    for closed in ("<&-", ">&-", "<&- >&-", "2>&-"):
-        for arguments in ("events", "export -"):
-            line = f'exec "{SQUAD}" {arguments} --dsn "$0" {closed}'
-            ended = await end(await start(tmp_path, "-c", line, service.dsn, command="/bin/sh"))
-            assert ended.code == 0, (closed, ended)
-            assert bool(ended.output) == (">&-" not in closed or closed == "2>&-")
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [("events", "<&-"), ("export -", ">&-"), ("events", "<&- >&-"), ("export -", "2>&-")],
+)
+async def test_commands_work_with_closed_standard_streams(
+    service: Service, tmp_path: Path, arguments: str, closed: str
+) -> None:
+    line = f'exec "{SQUAD}" {arguments} --dsn "$0" {closed}'
+    ended = await end(await start(tmp_path, "-c", line, service.dsn, command="/bin/sh"))
+    assert ended.code == 0, ended
+    assert bool(ended.output) == (">&-" not in closed or closed == "2>&-")
 
 
 async def test_characters_that_the_locale_cannot_encode_are_escaped(
