@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -41,7 +41,6 @@ from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from datetime import datetime
 
     from benchmarks.harness import Measure, Plan, Sample
 
@@ -144,12 +143,11 @@ def _submitting(writer: Writer, callers: int) -> list[Append]:
 def _chaining(connection: Connection) -> Append:
     """Append what the writer appends for such a message, without deciding or folding it."""
     position, latest = 0, EMPTY_LOG.hash
-    now: datetime | None = None
+    clock = DatabaseClock()
 
     async def append() -> None:
-        nonlocal position, latest, now
-        now = now or await log.clock(connection)
-        position += 1
+        nonlocal position, latest
+        position, now = position + 1, clock.now()
         event = MessageSent(
             message_id=str(uuid7()), agent="alice", to_agent="bob", message=_TEXT, task_id=None, data=None
         )
@@ -169,7 +167,9 @@ def _chaining(connection: Connection) -> Append:
             hash=b"",
         )
         latest = hash_of(latest, unchained)
-        now = await log.append(connection, [unchained._replace(hash=latest)], now)
+        sent_at = monotonic()
+        database_time = await log.append(connection, [unchained._replace(hash=latest)], now)
+        clock.adjust(database_time, sent_at, monotonic())
 
     return append
 
