@@ -47,8 +47,8 @@ def _docstrings(kind: type) -> dict[str, str]:
         return {}
     try:
         source = inspect.getsource(kind)
-    except OSError:
-        # Not written as a class, but created from fields.
+    except (OSError, TypeError):
+        # Not written as a class in a file, but created from fields.
         return {}
     [definition] = ast.parse(dedent(source)).body
     assert isinstance(definition, ast.ClassDef)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from pydantic import Field, create_model
 
 from service.documented import Documented
@@ -66,8 +67,9 @@ def test_model_in_another_is_described_too() -> None:
     assert schema["$defs"]["Child"]["properties"]["Third"]["description"] == "The third one."
 
 
-def test_model_made_of_fields_has_the_docstrings_of_its_parent() -> None:
-    made = create_model("Made", __base__=Parent, fourth=(int, 4))
+@pytest.mark.parametrize("module", [__name__, "builtins"])
+def test_model_made_of_fields_has_the_docstrings_of_its_parent(module: str) -> None:
+    made = create_model("Made", __base__=Parent, __module__=module, fourth=(int, 4))
     assert described(made)["first"] == "The first one,\nin two lines."
     assert described(made)["fourth"] is None
 
