@@ -9,6 +9,9 @@ Rows that are already correct are not rewritten.
 
 Only the read tables and `projections` are written, so nothing is sent or called again. A replay that is
 killed at any moment leaves the live tables as they were, and nothing else behind.
+
+If rows differed although the same code had folded them, somebody may have changed them, and a process that
+read them when it started may have stored a snapshot of what it read. So all snapshots are deleted as well.
 """
 
 from __future__ import annotations
@@ -63,6 +66,8 @@ _INSERT = """
     SET fold_version = EXCLUDED.fold_version, position = EXCLUDED.position,
         failed_position = NULL, error = NULL, updated_at = clock_timestamp()
 """
+_FOLD_VERSIONS = "SELECT name, fold_version FROM {projections}"
+_FORGET_SNAPSHOTS = "DELETE FROM {snapshots}"
 _NEXT_GENERATION = "UPDATE {projections} SET generation = (SELECT max(generation) + 1 FROM {projections})"
 
 Changes = dict[str, tuple[int, int]]
@@ -85,6 +90,8 @@ class Rebuilt(NamedTuple):
     tables: tuple[Replaced, ...]
     lost: tuple[Index, ...]
     """Missing indexes that the role may not recreate."""
+    were_wrong: bool
+    """Whether rows that the same code had folded differed: they were changed, or not up to date yet."""
 
 
 async def rebuild(
@@ -124,14 +131,15 @@ async def rebuild(
         while True:
             await _catch_up(refold)
             try:
-                position, changes = await _swap(refold, schema, found)
+                position, changes, were_wrong = await _swap(refold, schema, found)
             except StoreBusy:
                 attempts += 1
                 if attempts > ATTEMPTS:
                     raise
             else:
                 rows = await _count_rows(refold, schema, changes)
-                return Rebuilt(position, rows, await _recreate_lost_indexes(refold, schema))
+                lost = await _recreate_lost_indexes(refold, schema)
+                return Rebuilt(position, rows, lost, were_wrong)
 
 
 async def _check_tables(refold: Refold, schema: str) -> None:
@@ -169,8 +177,12 @@ async def _catch_up(refold: Refold) -> None:
         distance = left
 
 
-async def _swap(refold: Refold, schema: str, found: Differences) -> tuple[int, Changes]:
-    """Replace the live rows with the folded ones; return their position. If it fails, nothing changed."""
+async def _swap(refold: Refold, schema: str, found: Differences) -> tuple[int, Changes, bool]:
+    """Replace the live rows with the folded ones. If it fails, nothing changed.
+
+    Returns:
+        Their position, what was changed, and whether rows of the same fold were.
+    """
     connection = refold.connection
     with refold.rollback_on_failure(), translating():
         async with connection.transaction():
@@ -181,6 +193,16 @@ async def _swap(refold: Refold, schema: str, found: Differences) -> tuple[int, C
             changes = {
                 table.name: await replace(connection, schema, table, found) for table in refold.tables()
             }
+            cursor = await _execute(connection, _FOLD_VERSIONS, schema)
+            folded_alike = set(await cursor.fetchall())
+            were_wrong = any(
+                any(changes[table.name])
+                for projection in refold.projections.values()
+                if (projection.name, projection.fold_version) in folded_alike
+                for table in projection.tables
+            )
+            if were_wrong:
+                await _execute(connection, _FORGET_SNAPSHOTS, schema)
             for projection in refold.projections.values():
                 await _execute(
                     connection, _INSERT, schema, (projection.name, projection.fold_version, position)
@@ -189,7 +211,7 @@ async def _swap(refold: Refold, schema: str, found: Differences) -> tuple[int, C
             # The first wakes readers that wait for the tables, the second an idle projector.
             for channel in ("projections", "events"):
                 await connection.execute("SELECT pg_notify(%s, %s)", (f"{schema}.{channel}", str(position)))
-    return position, changes
+    return position, changes, were_wrong
 
 
 async def _count_rows(refold: Refold, schema: str, changes: Changes) -> tuple[Replaced, ...]:
@@ -226,6 +248,8 @@ async def _execute(
     connection: Connection, statement: LiteralString, schema: str, parameters: Sequence[Any] = ()
 ) -> AsyncCursor[Any]:
     query = sql.SQL(statement).format(
-        projections=sql.Identifier(schema, "projections"), events=sql.Identifier(schema, "events")
+        projections=sql.Identifier(schema, "projections"),
+        events=sql.Identifier(schema, "events"),
+        snapshots=sql.Identifier(schema, "snapshots"),
     )
     return await connection.execute(query, parameters)

@@ -47,6 +47,11 @@ def replay(names: tuple[str, ...], target: Target) -> None:
         f" {', '.join(projection.name for projection in selected)} in {monotonic() - began:.1f} s"
     )
     tables().print(_table(rebuilt))
+    if rebuilt.were_wrong:
+        click.echo(
+            "Rows differed from the log, or were not up to date. A process that has started from wrong rows"
+            " still decides by them: if somebody changed the tables, restart every process."
+        )
     if rebuilt.lost:
         raise StartFailed(
             "the rows are right, but indexes are missing that only the owner of the tables can recreate:"

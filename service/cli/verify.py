@@ -131,7 +131,8 @@ async def _snapshots(connection: Connection, report: Callable[[int], None], veri
     if not faults:
         return Check("snapshots", holds=True, says="each equals a fold of the log at its position")
     first = faults[0]
-    return Check("snapshots", holds=False, says=first.reason, position=first.position, faults=len(faults))
+    says = f"{first.reason}; stop every process, TRUNCATE snapshots, and start them again"
+    return Check("snapshots", holds=False, says=says, position=first.position, faults=len(faults))
 
 
 def _incomparable(name: str, error: Exception, verified: Verified) -> Check:

@@ -168,6 +168,7 @@ class TestVerify:
         assert ended.code == 1
         [line] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
         assert line.startswith(f"FAILS  snapshots   position {EVENTS}: squad_agents differs from the fold")
+        assert "TRUNCATE snapshots" in line
 
     async def test_json_output_names_bad_positions_and_rows(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:

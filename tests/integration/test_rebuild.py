@@ -74,6 +74,31 @@ async def test_missing_extra_and_changed_rows_are_repaired(
         assert (replaced.written, replaced.removed) == expected
 
 
+async def test_snapshots_are_deleted_with_wrong_rows_of_the_same_fold(
+    database: str, connection: Connection
+) -> None:
+    """A process that read the wrong rows when it started may have stored them."""
+
+    async def stored() -> int:
+        cursor = await connection.execute("SELECT count(*) FROM snapshots")
+        return (await cursor.fetchall())[0][0]  # type: ignore[no-any-return]
+
+    await fill_all_tables(database, seed=1)
+    tampering = await Tampering.of(connection)
+    await connection.execute("INSERT INTO snapshots (fold, position, state) VALUES ('fold', 1, '')")
+    assert not (await rebuild(database, SCHEMA)).were_wrong
+    assert await stored() == 1
+
+    await tampering.change(TABLES[0], "position")
+    await connection.execute("UPDATE projections SET fold_version = fold_version + 1")
+    assert not (await rebuild(database, SCHEMA)).were_wrong
+    assert await stored() == 1
+
+    await tampering.change(TABLES[0], "position")
+    assert (await rebuild(database, SCHEMA)).were_wrong
+    assert await stored() == 0
+
+
 async def test_emptied_tables_are_filled(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=2)
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
