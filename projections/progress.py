@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from eventstore.queries import one_value
 from eventstore.translation import translating
 from projections.projection import Projection
 
@@ -24,6 +25,14 @@ _CLEAR_FAILURES = """
     UPDATE projections SET failed_position = NULL, error = NULL
     WHERE failed_position IS NOT NULL OR error IS NOT NULL
 """
+# The lock of the active projector; a standby does not see the locks of its primary.
+_IS_MAINTAINED = """
+    SELECT pg_is_in_recovery() OR EXISTS (
+        SELECT FROM pg_locks
+        WHERE locktype = 'advisory' AND granted AND objsubid = 2
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND classid = 'projections'::regclass::oid AND objid = 2)
+"""
 _READ_PROGRESS = "SELECT name, position, fold_version, generation FROM projections"
 
 
@@ -35,6 +44,11 @@ class Progress(NamedTuple):
     generation: int
     outdated: list[Projection]
     """Projections that must be rebuilt: other code folded them, or they are far behind the others."""
+
+
+async def is_maintained(connection: Connection) -> bool:
+    """Return whether some process keeps the read tables up to date; True if this server cannot know."""
+    return bool(await one_value(connection, _IS_MAINTAINED))
 
 
 async def read_progress(connection: Connection, projections: Collection[Projection]) -> Progress:

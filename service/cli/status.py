@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from psycopg.conninfo import make_conninfo
 from rich.table import Table
+from rich.text import Text
 
 from eventstore import log
+from projections.progress import is_maintained
 from service.cli import screen
 from service.cli.output import printable, safe, tables
 from service.cli.running import run
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from service.cli.target import Target
     from service.memory.squad import Squad
 
+_NOT_SERVED = Text(
+    "no process serves the squad: no job runs, and the read tables stand still; start one with `squad up`",
+    style="red",
+)
 _POSITIONS = "SELECT name, position, error FROM projections ORDER BY name"
 
 
@@ -34,7 +40,7 @@ def status(target: Target) -> None:
     Postgres.
     """
 
-    async def work() -> tuple[Squad, datetime, list[tuple[Any, ...]], str | None]:
+    async def work() -> tuple[Squad, datetime, bool, list[tuple[Any, ...]], str | None]:
         async with open_squad(target) as (connection, settings, dsn):
             squad = await restore(connection)
             # Read before the log's end; otherwise tables could appear to be ahead of it.
@@ -42,11 +48,13 @@ def status(target: Target) -> None:
             positions = await cursor.fetchall()
             await catch_up(connection, squad)
             psql = None if settings.dsn else _psql(dsn, settings.squad_schema)
-            return squad, await log.clock(connection), positions, psql
+            return squad, await log.clock(connection), await is_maintained(connection), positions, psql
 
-    squad, now, projections, psql = run(work())
+    squad, now, is_served, projections, psql = run(work())
     console = tables()
     console.print(screen.headline(squad))
+    if not is_served:
+        console.print(_NOT_SERVED)
     console.print(screen.agents(squad, now))
     console.print(screen.operations(squad, now))
     console.print(screen.jobs(squad, now))

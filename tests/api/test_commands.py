@@ -202,6 +202,15 @@ async def test_status_shows_the_squad_on_one_screen(service: Service, tmp_path: 
     for table in ("agents", "messages", "operations", "budgets", "tasks", "emails"):
         assert table in screen
     assert len(screen.splitlines()) < 60
+    assert "no process serves the squad" not in screen
+
+
+async def test_status_tells_if_no_process_serves_the_squad(database: str, tmp_path: Path) -> None:
+    async with running_service(database) as service:
+        await service.api.post("messages", from_agent="ada", message="hello")
+    screen = " ".join((await squad(tmp_path, "status", "--dsn", database)).lines())
+    assert "orchestrator running" in screen
+    assert "no process serves the squad: no job runs" in screen
 
 
 async def test_table_rows_are_not_wrapped_without_a_terminal(service: Service, tmp_path: Path) -> None:
