@@ -3,6 +3,9 @@
 A call goes to the URL that the agent is registered with and nowhere else: redirects are not followed. It
 carries the headers of the Standard Webhooks specification, signed if the agent has a secret. At most 1 MiB
 of the answer is read; the tokens that it reports are taken on trust.
+
+Why a call failed is stored in events that are not sealed. So a squad that encrypts payloads does not have
+the answer quoted: it may hold personal data, which could then never be forgotten.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ at that moment fails."""
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix that every secret has
 _SHOWN_CHARACTERS = 300
+NOT_KEPT = "(its answer is not kept, because payloads are encrypted)"
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -69,7 +73,14 @@ class AgentClient:
             await self._session.close()
 
     async def call(
-        self, agent: str, url: str | None, endpoint: str, message_id: str, payload: dict[str, Any]
+        self,
+        agent: str,
+        url: str | None,
+        endpoint: str,
+        message_id: str,
+        payload: dict[str, Any],
+        *,
+        quote: bool,
     ) -> Reply:
         """POST to an agent. A call that fails returns a `Reply` too.
 
@@ -80,6 +91,7 @@ class AgentClient:
             message_id: sent as `webhook-id`; the same at each attempt and unique to the call, so that the
                 agent can recognize repeats.
             payload: the body.
+            quote: whether the reason of a failure may quote the answer.
         """
         assert self._session
         body = orjson.dumps(payload, option=orjson.OPT_UTC_Z)
@@ -94,18 +106,20 @@ class AgentClient:
                     more := await response.content.read(MAX_ANSWER_BYTES - len(answer))
                 ):
                     answer += more
-                return read_answer(response.status, answer)
+                return read_answer(response.status, answer, quote=quote)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = f"the call to {target} failed: {_cause_of(error)}"
+            reason = f"the call to {target} failed: {_cause_of(error, quote=quote)}"
             # The response references the error, whose traceback would keep this frame, and so the response.
             error.__traceback__ = None
             return Reply(ok=False, reason=storable(reason), body=None, usage=None)
 
 
-def _cause_of(error: Exception) -> str:
+def _cause_of(error: Exception, *, quote: bool) -> str:
     # For every failed connection, aiohttp adds "ssl:default" and repeats the host.
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(error).__name__
+    # Any text but the operating system's may quote an answer that is not valid HTTP.
+    system_text = cause.strerror if isinstance(cause, OSError) else None
+    return system_text or (quote and str(cause)) or type(error).__name__
 
 
 def at_url(url: str, endpoint: str) -> str:
@@ -146,14 +160,21 @@ def decode_secret(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
 
 
-def read_answer(status: int, answer: bytes) -> Reply:
-    """Interpret an answer. Anything but a 2xx is a failure; any body that is not JSON becomes text."""
+def read_answer(status: int, answer: bytes, *, quote: bool) -> Reply:
+    """Interpret an answer. Anything but a 2xx is a failure; any body that is not JSON becomes text.
+
+    Args:
+        status: the HTTP status.
+        answer: the body.
+        quote: whether the reason of a failure may quote the body.
+    """
     try:
         body: Any = orjson.loads(answer) if answer else None
     except ValueError:
         body = answer[:_SHOWN_CHARACTERS].decode(errors="replace")
     ok = 200 <= status < 300
-    reason = None if ok else f"the agent answered {status}: {_brief(body)}"
+    shown = f": {_brief(body)}" if quote else f" {NOT_KEPT}"
+    reason = None if ok else f"the agent answered {status}{shown}"
     return Reply(ok, reason, body, usage_in(body))
 
 

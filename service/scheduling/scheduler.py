@@ -249,9 +249,9 @@ class Scheduler:
             return failed(job.name, reason, ours=True)
         except Exception as error:  # noqa: BLE001 - its end must be recorded, or another process repeats it
             _log.exception("run %s failed with an internal error", row.id)
-            return failed(
-                job.name, f"an internal error of the orchestrator: {type(error).__name__}: {error}"
-            )
+            # Its text may quote the agent's answer, and the reason is not sealed.
+            text = "" if self._writer.encrypts else f": {error}"
+            return failed(job.name, f"an internal error of the orchestrator: {type(error).__name__}{text}")
 
     async def _end(self, row: RunRow, report: Report) -> None:
         """Record how the attempt ended, retrying for as long as it takes."""

@@ -116,7 +116,9 @@ class Work:
             # A run makes many of these calls, each with an id of its own.
             message_id += f"_{email_id}"
             payload["email_id"] = email_id
-        return await self.client.call(self.agent, row.url if row else None, endpoint, message_id, payload)
+        url = row.url if row else None
+        quote = not self.writer.encrypts
+        return await self.client.call(self.agent, url, endpoint, message_id, payload, quote=quote)
 
 
 async def complete_despite_cancel(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -72,6 +72,8 @@ class Writer:
         with their decoded form; not with what other processes sealed."""
         self.on_replaced: list[Callable[[], None]] = []
         """Called when the log turned out to be another one, once `squad` reflects it. Must not raise."""
+        self.encrypts = encrypt
+        """Whether personal data is sealed in what this process appends."""
         self.replacements = 0
         """How often that happened."""
         self.queue = CommandQueue()

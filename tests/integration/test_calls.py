@@ -44,7 +44,7 @@ async def client(agents: Agents) -> AsyncIterator[AgentClient]:
 
 
 async def call(client: AgentClient, agent: str = "worker", url: str | None = None, **payload: Any) -> Reply:
-    return await client.call(agent, url, "/work", MESSAGE_ID, payload)
+    return await client.call(agent, url, "/work", MESSAGE_ID, payload, quote=True)
 
 
 async def test_call_to_agent_without_secret_is_unsigned_json_with_its_message_id(
@@ -96,7 +96,7 @@ async def test_endpoint_is_appended_to_the_path_of_the_agents_url(
 
     agents.on("/work", behave)
     agents.on("/base/work", behave)
-    await client.call("worker", agents.url + base, endpoint, MESSAGE_ID, {})
+    await client.call("worker", agents.url + base, endpoint, MESSAGE_ID, {}, quote=True)
     assert called == [expected]
 
 

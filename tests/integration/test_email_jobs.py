@@ -29,7 +29,7 @@ from service.scheduling.job_tasks import POLL_ENDPOINT
 from tests.support.agents import after, answers, answers_bytes, is_signed, when
 from tests.support.components import submit
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, email_job, log_emails
-from tests.support.jobs import define, running_job_process
+from tests.support.jobs import answered, define, running_job_process
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ async def test_run_fails_when_all_emails_fail(agents: Agents, job_process: JobPr
     await log_emails(job_process, 2)
     await email_job(job_process, "email_classify")
     finished = await job_process.carry_out("email_classify")
-    assert (finished.outcome, finished.reason) == ("failed", 'the agent answered 500: {"error":"no model"}')
+    assert (finished.outcome, finished.reason) == ("failed", answered(500, '{"error":"no model"}'))
     assert len(job_process.find_events(TokensReleased)) == 2
     assert_nothing_is_held(job_process)
 
@@ -215,7 +215,7 @@ async def test_unstorable_answer_is_reported_in_storable_form(
     assert (await job_process.carry_out("email_classify")).outcome == "succeeded"
     (report,) = job_process.find_events(MessageSent)
     assert report.data
-    assert report.data["left"] == {email: f"the agent answered 502: {shown}"}
+    assert report.data["left"] == {email: answered(502, shown)}
 
 
 @pytest.mark.parametrize(

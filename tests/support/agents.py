@@ -151,6 +151,18 @@ def hangs_up() -> Behaviour:
     return behave
 
 
+def answers_raw(answer: bytes) -> Behaviour:
+    """These bytes, which need not be HTTP, after which the connection is closed."""
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        assert isinstance(request.transport, asyncio.Transport)
+        request.transport.write(answer)
+        request.transport.close()
+        return web.Response()
+
+    return behave
+
+
 def truncates_answer() -> Behaviour:
     """Half an answer, after which the connection is closed."""
 

@@ -34,8 +34,15 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Event)
 
+NOT_KEPT = " (its answer is not kept, because payloads are encrypted)"
+
 NEVER = "300d"
 """An interval so long that a job runs only when requested."""
+
+
+def answered(status: int, shown: str) -> str:
+    """Why a run failed whose agent answered this: without its answer if payloads are encrypted."""
+    return f"the agent answered {status}{NOT_KEPT if encryption_requested() else f': {shown}'}"
 
 
 class JobProcess:

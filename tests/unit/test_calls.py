@@ -105,7 +105,7 @@ class TestTokens:
 class TestAnswers:
     @pytest.mark.parametrize("status", [200, 201, 204, 299])
     def test_2xx_is_a_success(self, status: int) -> None:
-        assert read_answer(status, b'{"new": 3, "tokens_used": 9}') == (
+        assert read_answer(status, b'{"new": 3, "tokens_used": 9}', quote=True) == (
             True,
             None,
             {"new": 3, "tokens_used": 9},
@@ -113,10 +113,10 @@ class TestAnswers:
         )
 
     def test_answer_may_be_empty(self) -> None:
-        assert read_answer(204, b"") == (True, None, None, None)
+        assert read_answer(204, b"", quote=True) == (True, None, None, None)
 
     def test_answer_that_is_not_json_is_truncated_text(self) -> None:
-        reply = read_answer(200, b"caf\xc3\xa9 \xff" + b"x" * 1_000)
+        reply = read_answer(200, b"caf\xc3\xa9 \xff" + b"x" * 1_000, quote=True)
         assert reply.ok
         assert reply.body.startswith("café �xxx")
         assert len(reply.body) <= 300
@@ -139,9 +139,17 @@ class TestAnswers:
     def test_any_other_status_is_a_failure_that_quotes_the_answer(
         self, status: int, answer: bytes, reason: str
     ) -> None:
-        reply = read_answer(status, answer)
+        reply = read_answer(status, answer, quote=True)
         assert not reply.ok
         assert reply.reason == reason
 
+    @pytest.mark.parametrize(
+        "answer", [b"", b"no answer for carl@customer.example", b'{"to":"carl"}', b"[" * 300]
+    )
+    def test_failure_may_not_quote_the_answer_if_payloads_are_encrypted(self, answer: bytes) -> None:
+        assert read_answer(500, answer, quote=False).reason == (
+            "the agent answered 500 (its answer is not kept, because payloads are encrypted)"
+        )
+
     def test_failure_reports_tokens_too(self) -> None:
-        assert read_answer(500, b'{"tokens_used": 9}').usage == Usage(9)
+        assert read_answer(500, b'{"tokens_used": 9}', quote=True).usage == Usage(9)

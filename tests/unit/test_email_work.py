@@ -43,6 +43,7 @@ class Attempt:
         )
         self.squad = self.story.squad
         self.before: Callable[[do.Command], Awaitable[None]] | None = None
+        self.encrypts = False
         self.calls = 0
         self.events: list[Event] = []
         run = SimpleNamespace(id="r", tick=self.story.now, attempts=1)
@@ -55,7 +56,8 @@ class Attempt:
         self.events += self.story.events
         return self.story.outcome
 
-    async def call(self, *_: object) -> Reply:
+    async def call(self, *_: object, quote: bool) -> Reply:
+        assert quote
         self.calls += 1
         return self.reply
 
