@@ -116,7 +116,7 @@ async def _explain_ended_schedule(
 
 
 async def missed(event: RunMissed, at: Recorded, past: LogQueries, narration: Narration) -> None:
-    """How late the tick was noticed, and whether any process was running."""
+    """How late the tick was noticed, and whether any process could have run it."""
     late, in_time = at.recorded_at - event.tick, at.recorded_at
     narration.facts |= {"job": event.job, "tick": event.tick, "late_seconds": late.total_seconds()}
     narration.add_reason(f"It was noticed {words.duration(late)} after it was due.", at)
@@ -144,7 +144,8 @@ async def missed(event: RunMissed, at: Recorded, past: LogQueries, narration: Na
         narration.facts["silent_since"] = before.at.recorded_at
         narration.add_reason(
             f"Nothing at all was recorded for {silent}, from {words.moment(before.at.recorded_at)}"
-            f" (position {before.at.position}) until {until}, so no process was there to run it.",
+            f" (position {before.at.position}) until {until}, so no process was running, or none reached"
+            " the database.",
             before.at,
         )
     elif before:
