@@ -97,11 +97,13 @@ def _deny_unless_own(agent: str, other: str | None, what: str) -> _Denial | None
 
 
 def _as_itself(_: State, agent: str, command: do.AnyCommand) -> _Denial | None:
-    return _deny_unless_own(agent, command.acting_agent, "an agent may act only as itself")
+    other = command.acting_agent
+    return _deny_unless_own(agent, other, f"an agent may act only as itself, not as {other!r}")
 
 
 def _own_name(_: State, agent: str, command: do.RegisterAgent) -> _Denial | None:
-    return _deny_unless_own(agent, command.name, "an agent may register only itself")
+    what = f"an agent may register only itself, not {command.name!r}"
+    return _deny_unless_own(agent, command.name, what)
 
 
 def _own_operation(
@@ -132,7 +134,9 @@ def _own_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | Non
 
 
 def _own_handling(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
-    return _deny_unless_own(agent, command.handled_by, "an agent may handle e-mails only in its own name")
+    other = command.handled_by
+    what = f"an agent may handle e-mails only in its own name, not in that of {other!r}"
+    return _deny_unless_own(agent, other, what)
 
 
 def _own_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:

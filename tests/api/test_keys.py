@@ -228,6 +228,8 @@ async def test_denied_access_is_recorded(squad: Squad) -> None:
     assert denied["actor"] == f"agent:ann key:{squad.keys['ann'].id}"
     assert denied["data"]["code"] == "wrong_agent"
     assert denied["data"]["command"] == "SendMessage"
+    assert denied["data"]["detail"] == refused["detail"]
+    assert refused["detail"].endswith("not as 'bob'")
     made = (await squad.auditor.get(f"events/{denied['caused_by']}")).expect(200)
     assert made["stream"] == denied["stream"] == f"key-{squad.keys['ann'].id}"
 

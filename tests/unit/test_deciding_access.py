@@ -88,6 +88,25 @@ class TestAgentKey:
             recorded.position for recorded in story.log if recorded.stream == f"key-{ANN_KEY}"
         )
 
+    @pytest.mark.parametrize(
+        ("command", "detail"),
+        [
+            (do.SendMessage(from_agent="bob", message="hello"), "may act only as itself, not as 'bob'"),
+            (do.RegisterAgent(name="bob", role="spy"), "may register only itself, not 'bob'"),
+            (
+                do.LogEmail(gmail_message_id="g", from_email="x@example.org", handled_by="bob"),
+                "may handle e-mails only in its own name, not in that of 'bob'",
+            ),
+            (do.Heartbeat(agent="b" * 100), f"may act only as itself, not as '{'b' * 100}'"),
+        ],
+        ids=["act", "register", "handle", "long name"],
+    )
+    def test_denial_names_the_agent_that_it_wanted_to_be(self, command: AnyCommand, detail: str) -> None:
+        story = a_squad().when(request(command, ANN))
+        assert (
+            story.refusal.detail == denied(story).detail == f"this is a key of 'ann', and an agent {detail}"
+        )
+
     def test_gets_the_position_of_the_recorded_denial(self) -> None:
         story = a_squad().when(request(do.SendMessage(from_agent="bob", message="hello"), ANN))
         assert story.outcome.position == story.position_of(AccessDenied)
