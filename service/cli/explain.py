@@ -59,7 +59,10 @@ def lines(found: Explanation) -> Iterator[str]:
         causes.append(f"and so on, from position {found.causes_go_on_at}")
     yield from _part("What led to it, the nearest first", causes)
     yield from _part("What became of it", _reasons(found.outcome))
-    yield from _part("What it led to", (_step(step) for step in found.effects))
+    effects = [_step(step) for step in found.effects]
+    if found.effects_go_on:
+        effects.append(f"and more: every event whose caused_by is {found.position}")
+    yield from _part("What it led to", effects)
 
 
 def _part(title: str, rows: Iterable[str]) -> Iterator[str]:

@@ -40,6 +40,7 @@ async def explain(past: LogQueries, position: int) -> Explanation | None:
         return None
     at: Recorded = item.at
     chain = (await past.causes(position, MAX_CAUSES + 1))[1:]
+    effects = await past.effects(item, MAX_EFFECTS + 1)
     request = await past.of_request(item)
     narration = Narration()
     await narrate(item, request, past, narration)
@@ -55,6 +56,7 @@ async def explain(past: LogQueries, position: int) -> Explanation | None:
         causes_go_on_at=chain[-1].at.caused_by if chain else None,
         origin=await origin(item, chain[-1] if chain else None, request, past),
         outcome=tuple(narration.outcome),
-        effects=tuple(step(effect) for effect in await past.effects(item, MAX_EFFECTS)),
+        effects=tuple(step(effect) for effect in effects[:MAX_EFFECTS]),
+        effects_go_on=len(effects) > MAX_EFFECTS,
         facts=narration.facts,
     )

@@ -71,6 +71,8 @@ class Explanation(NamedTuple):
     """For something that lasts, such as a run or a claim: how it ended, as far as the log goes."""
     effects: tuple[Step, ...]
     """The first events that name this one as their cause, as far as bounded reads find them."""
+    effects_go_on: bool
+    """Whether these reads found more than `effects` lists."""
     facts: dict[str, Any]
     """The content of the sentences as data; the fields depend on the type."""
 

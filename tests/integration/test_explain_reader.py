@@ -20,6 +20,7 @@ from service.explain import explain
 from service.explain.reader import PostgresLogQueries
 from service.requests import Request
 from tests.support.agents import answers
+from tests.support.audit import query_for_what_followed
 from tests.support.components import connected, running_writer, submit
 from tests.support.jobs import define
 from tests.support.list_log_queries import ListLogQueries
@@ -53,6 +54,24 @@ async def test_random_history_is_explained_from_postgres_as_from_a_list(database
     log = await _assert_same_explanations(database)
     kinds = {recorded.type for recorded in log}
     assert kinds >= {"conflict_detected", "tokens_denied", "budget_threshold_crossed", "email_updated"}
+
+
+async def test_documented_query_finds_everything_that_followed_from_an_event(database: str) -> None:
+    async with running_writer(database, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
+        await RandomHistory(seed=7).submit_commands(writer, 200)
+    async with connected(database) as connection:
+        log = await whole_log(connection)
+        depths = set()
+        for position in range(1, len(log) + 1, 5):
+            cursor = await connection.execute(query_for_what_followed(position).encode())
+            found = [(row[1], row[0]) for row in await cursor.fetchall()]
+            steps = {position: 0}
+            for recorded in log:
+                if recorded.caused_by in steps:
+                    steps[recorded.position] = steps[recorded.caused_by] + 1
+            assert found == list(steps.items())[1:]
+            depths.add(max(steps.values()))
+    assert max(depths) > 2
 
 
 async def test_tokens_reserved_the_day_before_do_not_count_on_the_next_day(database: str) -> None:

@@ -17,16 +17,25 @@ VERIFIER = DOCS / "verify_export.py"
 
 def documented_query() -> str:
     """The query in docs/audit.md that verifies the log."""
-    return _sql_in(r"^```sql$(.*?)^```$")
+    return _sql_in(r"^```sql$(.*?)^```$", "first_bad_position")
+
+
+def query_for_what_followed(position: int) -> str:
+    """The query in docs/audit.md for everything that followed from an event, for the one at `position`."""
+    query = _sql_in(r"^```sql$(.*?)^```$", "RECURSIVE")
+    assert query.count("SELECT 40::bigint") == 1
+    return query.replace("SELECT 40::bigint", f"SELECT {position}::bigint")
 
 
 def sql_for_restored_keys() -> str:
     """The statements in docs/audit.md for destroyed keys that a restored backup has brought back."""
-    return _sql_in(r"^  ```sql$(.*?)^  ```$")
+    return _sql_in(r"^  ```sql$(.*?)^  ```$", "DELETE")
 
 
-def _sql_in(fence: str) -> str:
-    [query] = re.findall(fence, (DOCS / "audit.md").read_text(), re.MULTILINE | re.DOTALL)
+def _sql_in(fence: str, word: str) -> str:
+    """The only SQL between such fences that contains a word."""
+    found = re.findall(fence, (DOCS / "audit.md").read_text(), re.MULTILINE | re.DOTALL)
+    [query] = [sql for sql in found if word in sql]
     return str(query)
 
 

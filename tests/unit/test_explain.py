@@ -110,7 +110,8 @@ def test_every_event_of_a_history_is_explained_with_its_cause(
             assert found.causes[0].position == recorded.caused_by
             assert len(found.causes) <= MAX_CAUSES
             assert (found.causes_go_on_at is None) or len(found.causes) == MAX_CAUSES
-        assert len(found.effects) <= MAX_EFFECTS
+        named = sum(other.caused_by == position for other in log)
+        assert (len(found.effects), found.effects_go_on) == (min(named, MAX_EFFECTS), named > MAX_EFFECTS)
         for effect in found.effects:
             assert log[effect.position - 1].caused_by == position
         for sentence in _sentences(found):
@@ -176,6 +177,22 @@ def test_long_chain_of_causes_says_where_it_continues() -> None:
     found = explain_at(story.log, policies[-1])
     assert [cause.position for cause in found.causes] == policies[-2 : -2 - MAX_CAUSES : -1]
     assert found.causes_go_on_at == policies[-2 - MAX_CAUSES]
+
+
+@pytest.mark.parametrize(("more", "goes_on"), [(0, False), (1, True)])
+def test_long_list_of_effects_says_that_it_goes_on(more: int, *, goes_on: bool) -> None:
+    story = given()
+    cause = len(story.log)
+    last = story.log[-1]
+    story.log += [
+        last._replace(position=cause + number, version=last.version + number, caused_by=cause)
+        for number in range(1, MAX_EFFECTS + more + 1)
+    ]
+    found = explain_at(story.log, cause)
+    assert [effect.position for effect in found.effects] == list(range(cause + 1, cause + 1 + MAX_EFFECTS))
+    assert (found.effects_go_on, explanation(found)["effects_go_on"]) == (goes_on, goes_on)
+    [*_, at_the_end] = lines(found)
+    assert (at_the_end == f"  and more: every event whose caused_by is {cause}") == goes_on
 
 
 def test_event_of_a_newer_version_does_not_hide_its_neighbours() -> None:

@@ -50,8 +50,9 @@ class Explanation(Answer):
     """What happened, why, where it came from, what led to it, what became of it and what it led to.
 
     `causes` is the chain of `caused_by`, nearest first; if it is longer than shown, it continues at
-    `causes_go_on_at`. `outcome` says what became of something that had not ended with this event.
-    `facts` holds what the sentences say, and depends on the type.
+    `causes_go_on_at`. `effects` lists the first ten events that name this one in their `caused_by`;
+    `effects_go_on` says whether more were found. `outcome` says what became of something that had not
+    ended with this event. `facts` holds what the sentences say, and depends on the type.
     """
 
     position: int
@@ -66,6 +67,7 @@ class Explanation(Answer):
     origin: Origin
     outcome: list[Reason]
     effects: list[Step]
+    effects_go_on: bool
     facts: dict[str, Any]
 
 
