@@ -741,18 +741,23 @@ async def test_memory_does_not_grow_with_the_length_of_the_log(connection: Conne
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    "arguments",
     [
-        ((), "usage: python verify_export.py FILE"),
-        (("one", "two"), "usage: python verify_export.py FILE"),
+        (),
+        ("file", "7"),
+        ("file", "seven", "00"),
+        ("file", "7", "00", "more"),
     ],
-    ids=["none", "two"],
+    ids=len,
 )
-def test_verifier_prints_its_usage_without_exactly_one_file(files: tuple[str, ...], says: str) -> None:
-    command = [sys.executable, "-I", "-S", str(VERIFIER), *files]
+def test_verifier_prints_its_usage_without_a_file_or_with_half_a_checkpoint(
+    arguments: tuple[str, ...],
+) -> None:
+    command = [sys.executable, "-I", "-S", str(VERIFIER), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{says}\n")
+    usage = "usage: python verify_export.py FILE [POSITION HASH]\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", usage)
 
 
-def test_verifier_has_at_most_45_lines() -> None:
-    assert len(VERIFIER.read_text().splitlines()) <= 45
+def test_verifier_has_at_most_80_lines() -> None:
+    assert len(VERIFIER.read_text().splitlines()) <= 80

@@ -45,8 +45,13 @@ async def first_bad_position_by_sql(connection: Connection) -> int | None:
     return row[0] if row else None
 
 
-def verify_in_plain_python(file: Path) -> tuple[int, str]:
-    """The exit code and output of docs/verify_export.py for a file, on a Python without our packages."""
-    command = [sys.executable, "-I", "-S", str(VERIFIER), str(file)]
+def verify_in_plain_python(file: Path, *checkpoint: str) -> tuple[int, str]:
+    """The exit code and output of docs/verify_export.py for a file, on a Python without our packages.
+
+    Args:
+        file: the export.
+        checkpoint: its position and its hash, if there is one.
+    """
+    command = [sys.executable, "-I", "-S", str(VERIFIER), str(file), *checkpoint]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr

@@ -165,17 +165,73 @@ class TestScriptInTheDocs:
     ) -> None:
         _refusal_of_the_script(tmp_path, content, name)
 
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (b"\n".join(changed(1, version=2)), "line 1 is not the header of an export"),
+            (exported([]).replace(b"null", b'"%s"' % golden_log()[0].id.encode(), 1), "the header names"),
+            (exported(golden_log()) + b"\n", "line 7 follows the end line"),
+            (exported(golden_log()) + b"{}\n", "line 7 follows the end line"),
+            (exported(golden_log()) + exported(golden_log()), "line 7 follows the end line"),
+            (exported(golden_log()).replace(b"\n", b"\n" + exported([]), 1), "line 2 is another header"),
+            (
+                b"\n".join(changed(1, squad=golden_log()[1].id)),
+                f"line 2: the header names another squad: its first event is not {golden_log()[1].id}",
+            ),
+            (b"\n".join(changed(1, squad=None)), "line 2: the header names another squad"),
+            (b"\n".join(changed(6, events=5)), "the last line is missing, or does not match"),
+        ],
+        ids=[
+            "another version",
+            "no first event",
+            "empty line after the end",
+            "after the end",
+            "twice",
+            "two headers",
+            "another squad",
+            "no squad",
+            "another number",
+        ],
+    )
+    def test_script_rejects_what_the_import_refuses(
+        self, tmp_path: Path, content: bytes, says: str
+    ) -> None:
+        assert _refusal_of_the_script(tmp_path, content).startswith(says)
+        refusal(BytesIO(content))
+
+    def test_script_accepts_a_file_that_holds_the_event_of_a_checkpoint(self, tmp_path: Path) -> None:
+        log = golden_log()
+        file = tmp_path / "log"
+        file.write_bytes(exported(log))
+        for event in log:
+            code, output = verify_in_plain_python(file, str(event.position), event.hash.hex())
+            assert (code, output) == (0, f"4 events hold, up to 4: {log[-1].hash.hex()}\n")
+
+    def test_script_rejects_a_file_that_was_cut_off_before_a_checkpoint(self, tmp_path: Path) -> None:
+        log = golden_log()
+        content, last = exported(log[:3]), log[-1].hash.hex()
+        says = _refusal_of_the_script(tmp_path, content, checkpoint=("4", last))
+        assert says == "the checkpoint's position 4 is not in the file, which ends at 3\n"
+
+    def test_script_rejects_a_file_that_was_rewritten_before_a_checkpoint(self, tmp_path: Path) -> None:
+        log = golden_log()
+        forged = rehashed([log[0]._replace(actor="somebody else"), *log[1:]])
+        says = _refusal_of_the_script(tmp_path, exported(forged), checkpoint=("3", log[2].hash.hex()))
+        assert says == f"position 3 has another hash than the checkpoint: {forged[2].hash.hex()}\n"
+
     def test_script_reports_a_missing_file(self, tmp_path: Path) -> None:
         code, output = verify_in_plain_python(tmp_path / "nowhere")
         assert (code, output.count("\n")) == (1, 1)
         assert "nowhere cannot be read: [Errno 2] No such file or directory: " in output
 
 
-def _refusal_of_the_script(folder: Path, content: bytes, name: str = "log") -> str:
+def _refusal_of_the_script(
+    folder: Path, content: bytes, name: str = "log", checkpoint: tuple[str, ...] = ()
+) -> str:
     """The one line with which docs/verify_export.py rejects a file."""
     file = folder / name
     file.write_bytes(content)
-    code, output = verify_in_plain_python(file)
+    code, output = verify_in_plain_python(file, *checkpoint)
     assert (code, output.count("\n")) == (1, 1), output
     return output
 
