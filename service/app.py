@@ -31,6 +31,7 @@ from service.decide.access import is_key_required
 from service.http.auth import Authenticator
 from service.http.context import Services
 from service.http.cors import Cors
+from service.http.ended_keys import EndedKeys
 from service.http.limits import is_loopback
 from service.http.open_streams import OpenStreams
 from service.http.routes import application
@@ -118,7 +119,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             scheduler=scheduler,
             snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener, clock),
-            authenticator=Authenticator(settings, writer, clock),
+            authenticator=Authenticator(settings, writer, clock, EndedKeys(tables, clock)),
             cors=Cors(settings.cors_origins) if settings.cors_origins else None,
             streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from projections.keys import KeyRow
     from service.clock import DatabaseClock
+    from service.http.ended_keys import EndedKeys
     from service.memory.squad import Squad
     from service.settings import Settings
     from service.writing.writer import Writer
@@ -75,9 +76,12 @@ _log = logging.getLogger(__name__)
 class Authenticator:
     """Admits or rejects requests."""
 
-    def __init__(self, settings: Settings, writer: Writer, clock: DatabaseClock) -> None:
+    def __init__(
+        self, settings: Settings, writer: Writer, clock: DatabaseClock, ended_keys: EndedKeys
+    ) -> None:
         self._writer = writer
         self._clock = clock
+        self._ended_keys = ended_keys
         self._insecure = settings.insecure
         self._origins = frozenset(settings.cors_origins)
         self._proxies = Networks(settings.trusted_proxies) if settings.trusted_proxies else None
@@ -141,6 +145,7 @@ class Authenticator:
             return ANYBODY
         known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
         if known.scope not in scope.keys:
+            _log.debug("the key %s is denied: %s", known.key_id, DENIAL_DETAIL[scope])
             raise Problem("not_allowed", DENIAL_DETAIL[scope])
         return known
 
@@ -167,7 +172,7 @@ class Authenticator:
             cached = self._verify_key(squad, header, address)
         row, known = cached
         if row.expires_at is not None and self._has_expired(row):
-            raise self._rejection(address)
+            raise self._rejection(header, address)
         if row.first_used_at is None:
             self._note_use(known)
         if self._by_key is not None:
@@ -180,15 +185,16 @@ class Authenticator:
         row = squad.rows(KEYS).get(text[_ID_AT])
         is_match = row is not None and text.isascii() and _matches(text, row)
         if row is None or not is_match or header[: len(_BEARER)].lower() != _BEARER:
-            raise self._rejection(address)
+            raise self._rejection(header, address)
         if len(self._verified_keys) >= _MAX_CACHED_KEYS:
             self._verified_keys.clear()
         found = self._verified_keys[header] = (row, Caller(row.scope, row.id, row.agent))
         return found
 
-    def _rejection(self, address: str) -> Problem:
+    def _rejection(self, header: str, address: str) -> Problem:
         seconds = self._failed.take(client_network(address), monotonic())
         if not seconds:
+            self._ended_keys.check(header[len(_BEARER) :].strip(), address)
             return Problem("unauthorized", KEY_INVALID, headers={"WWW-Authenticate": _INVALID_TOKEN})
         if not self._warned.take(client_network(address), monotonic()):
             _log.warning("too many invalid keys from %s", address)

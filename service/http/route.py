@@ -122,6 +122,7 @@ class Route:
         services = request.app[SERVICES]
         correlation = correlate(request.headers)
         begun = monotonic()
+        known = None
         try:
             response: Response
             if services.stopping and not self.while_stopping:
@@ -152,7 +153,8 @@ class Route:
         services.metrics.request(self.plain_path, response.status)
         if _log.isEnabledFor(logging.DEBUG):
             took = (monotonic() - begun) * 1_000
-            _log.debug("%s %s: %d in %.1f ms", self.method, self.plain_path, response.status, took)
+            key = f", key {known.key_id}" if known and known.key_id else ""
+            _log.debug("%s %s: %d in %.1f ms%s", self.method, self.plain_path, response.status, took, key)
         return response
 
 

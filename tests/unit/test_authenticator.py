@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from service.clock import DatabaseClock
+    from service.http.ended_keys import EndedKeys
     from service.writing.writer import Writer
 
 KEY = api_keys.make()
@@ -52,6 +53,16 @@ class StubWriter:
     async def submit(self, request: Request) -> None:
         self.submitted.append(request)
         raise Unavailable
+
+
+@dataclass
+class StubEndedKeys:
+    """Keeps what it is asked to look up."""
+
+    checked: list[tuple[str, str]] = field(default_factory=list)
+
+    def check(self, text: str, address: str) -> None:
+        self.checked.append((text, address))
 
 
 @dataclass
@@ -82,8 +93,12 @@ class Setup:
 
     def __post_init__(self) -> None:
         self.writer = StubWriter(self.story.squad)
+        self.ended_keys = StubEndedKeys()
         self.authenticator = Authenticator(
-            self.settings, cast("Writer", self.writer), cast("DatabaseClock", self.clock)
+            self.settings,
+            cast("Writer", self.writer),
+            cast("DatabaseClock", self.clock),
+            cast("EndedKeys", self.ended_keys),
         )
 
     def authenticate(
@@ -319,6 +334,8 @@ class TestRateLimits:
             for _ in range(auth.FAILED_TRIES_PER_MINUTE + 1)
         ]
         assert found == ["unauthorized"] * auth.FAILED_TRIES_PER_MINUTE + ["rate_limited"]
+        # Nor are more of them looked up.
+        assert setup.ended_keys.checked == [(invalid_key, REMOTE)] * auth.FAILED_TRIES_PER_MINUTE
         assert setup.authenticate(key=invalid_key, address="203.0.113.8") == "unauthorized"
         assert isinstance(setup.authenticate(key=KEY.text, address=REMOTE), Caller)
 
