@@ -17,26 +17,33 @@ VERIFIER = DOCS / "verify_export.py"
 
 def documented_query() -> str:
     """The query in docs/audit.md that verifies the log."""
-    return _sql_in(r"^```sql$(.*?)^```$", "first_bad_position")
+    [query] = _sql_in("### Checking in SQL")
+    return query
 
 
 def query_for_what_followed(position: int) -> str:
     """The query in docs/audit.md for everything that followed from an event, for the one at `position`."""
-    query = _sql_in(r"^```sql$(.*?)^```$", "RECURSIVE")
+    [query] = _sql_in("## Why it happened")
     assert query.count("SELECT 40::bigint") == 1
     return query.replace("SELECT 40::bigint", f"SELECT {position}::bigint")
 
 
 def sql_for_restored_keys() -> str:
     """The statements in docs/audit.md for destroyed keys that a restored backup has brought back."""
-    return _sql_in(r"^  ```sql$(.*?)^  ```$", "DELETE")
+    [statements] = _sql_in("### What it promises, and what it does not")
+    return statements
 
 
-def _sql_in(fence: str, word: str) -> str:
-    """The only SQL between such fences that contains a word."""
-    found = re.findall(fence, (DOCS / "audit.md").read_text(), re.MULTILINE | re.DOTALL)
-    [query] = [sql for sql in found if word in sql]
-    return str(query)
+def queries_for_questions() -> list[str]:
+    """The queries in docs/audit.md that answer usual questions."""
+    return _sql_in("## Questions")
+
+
+def _sql_in(heading: str) -> list[str]:
+    """The SQL in a section."""
+    _, _, rest = (DOCS / "audit.md").read_text().partition(f"\n{heading}\n")
+    section = re.split(r"^##+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"^ *```sql$(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
 
 
 async def first_bad_position_by_sql(connection: Connection) -> int | None:
