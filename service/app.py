@@ -1,21 +1,18 @@
 """The composition root: which parts there are, and the order in which they start and stop.
 
-Database, schema, parts, first commands, HTTP server; and in reverse when the service stops.
+Address, database, schema, parts, first commands, HTTP server; and in reverse when the service stops.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
-
-from aiohttp import web
 
 from eventstore import connection, schema, sealing
 from eventstore.keys import Keyring
@@ -36,6 +33,7 @@ from service.http.limits import is_loopback
 from service.http.open_streams import OpenStreams
 from service.http.routes import application
 from service.http.server import Runner
+from service.listening import bound, listen
 from service.metrics import Metrics
 from service.reading import ReadTables
 from service.scheduling.calls import AgentClient
@@ -124,7 +122,6 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )
         await wait_until_ready(writer)
-        await apply_settings(settings, writer)
         yield services, tasks
 
 
@@ -143,35 +140,27 @@ async def serving(
         EmbeddedPostgresError, EventStoreError: the database cannot be used.
     """
     async with AsyncExitStack() as stack:
+        # Whatever can refuse the start comes before the settings: they change the squad, and a process that
+        # lacks the squad's settings file would withdraw its jobs.
+        sockets = await stack.enter_async_context(bound(settings.host, settings.port))
         dsn = await stack.enter_async_context(database(settings, embedded))
         services, tasks = await stack.enter_async_context(parts(settings, dsn))
-        await _check_exposure(settings, services.writer)
+        _check_exposure(settings, services.writer, sockets)
         runner = Runner(application(services), shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
-        try:
-            await site.start()
-        except OSError as error:
-            raise StartFailed(
-                f"cannot listen on {settings.host}:{settings.port}: {_listen_error(error)}"
-            ) from error
+        await apply_settings(settings, services.writer)
+        await listen(runner, sockets, settings.host, settings.port)
         # Jobs start last: a process that cannot serve must not claim what is due.
         scheduling = await stack.enter_async_context(background(services.scheduler.run()))
         host, port = runner.addresses[0][:2]
         try:
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}", [*tasks, *scheduling]
         finally:
-            await _stop(services, site)
+            await _stop(services, runner)
 
 
-def _listen_error(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "it is in use; stop the other process, or choose another port with --port or SQUAD_PORT"
-    return error.strerror or str(error)
-
-
-async def _check_exposure(settings: Settings, writer: Writer) -> None:
+def _check_exposure(settings: Settings, writer: Writer, sockets: Sequence[socket.socket]) -> None:
     """Check that a squad without keys is served only to this machine, unless `insecure` is set.
 
     Raises:
@@ -183,24 +172,18 @@ async def _check_exposure(settings: Settings, writer: Writer) -> None:
     if settings.insecure:
         _log.warning("no key is required: anyone who can reach %s may do everything", settings.host)
         return
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except OSError:
-        # Listening on that address will fail with a better message.
-        return
-    if not all(is_loopback(str(address[0])) for *_, address in found):
+    if not all(is_loopback(each.getsockname()[0]) for each in sockets):
         raise StartFailed(
             f"the squad has no keys, and other machines could reach it on {settings.host}: create a key"
             " with `squad keys create --scope operator`, or allow access without keys with --insecure"
         )
 
 
-async def _stop(services: Services, site: web.TCPSite) -> None:
+async def _stop(services: Services, runner: Runner) -> None:
     """Refuse new requests, answer waiting ones, close streams."""
     services.stopping = True
-    await site.stop()
+    for site in list(runner.sites):
+        await site.stop()
     await services.scheduler.stop()
     services.tables.release_waiters()
     services.arrivals.reset()

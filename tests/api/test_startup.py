@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+from yarl import URL
+
+from service.app import serving
+from service.database import StartFailed
+from service.settings import Settings
 from service.settings.sections import AgentSettings, BudgetSettings
 from tests.api.client import running_service
 
@@ -70,6 +76,22 @@ async def test_agents_in_settings_are_registered(database: str) -> None:
     async with running_service(database, agents=agents) as service:
         shown = (await service.api.get("agents/ada")).expect(200)
         assert (shown["role"], shown["url"], shown["priority"]) == ("writer", "http://a.test", 5)
+
+
+@pytest.mark.parametrize(
+    ("host", "complaint"), [("127.0.0.1", "it is in use"), ("0.0.0.0", "the squad has no keys")]
+)
+async def test_start_that_is_refused_leaves_the_squad_as_it_is(
+    database: str, host: str, complaint: str
+) -> None:
+    jobs = {"mine": {"every": "300d", "task": "token_monitor"}}
+    async with running_service(database, daily_tokens=5_000, jobs=jobs) as service:
+        head = await service.head()
+        port = URL(service.url).port if host == "127.0.0.1" else 0
+        with pytest.raises(StartFailed, match=complaint):
+            async with serving(Settings(dsn=database, host=host, port=port, daily_tokens=9_000)):
+                pass
+        assert await service.head() == head
 
 
 async def _everything(service: Service) -> list[object]:
