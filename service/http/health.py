@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from eventstore.errors import EventStoreError
 from service import metrics
+from service.background import within
 from service.http import answers
 from service.http.json import dumps
 from service.http.reply import Reply, respond
@@ -52,9 +52,7 @@ async def _ready(services: Services, request: web.Request) -> Reply:
         "projections": {"ok": False},
     }
     try:
-        async with asyncio.timeout(PROBE_SECONDS), services.tables.connection() as connection:
-            cursor = await connection.execute(_PROJECTIONS)
-            rows = await cursor.fetchall()
+        rows = await within(PROBE_SECONDS, _projections(services))
     except (TimeoutError, EventStoreError) as error:
         checks["database"] = {"ok": False, "problem": str(error) or "no answer in time"}
     else:
@@ -66,6 +64,12 @@ async def _ready(services: Services, request: web.Request) -> Reply:
         checks = {name: {"ok": check["ok"]} for name, check in checks.items()}
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
     return Reply(200 if ready else 503, dumps(body))
+
+
+async def _projections(services: Services) -> list[tuple[Any, ...]]:
+    async with services.tables.connection() as connection:
+        cursor = await connection.execute(_PROJECTIONS)
+        return await cursor.fetchall()
 
 
 def _judge_writer(writer: Writer) -> Mapping[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from service import reading
+from service import background, reading
+from service.app import READ_CONNECTIONS
 from service.http import health
 from tests.api.client import Api, Service, running_service, unreachable
 from tests.support.components import connected
+from tests.support.proxy import Proxy
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -116,6 +119,26 @@ async def test_service_without_database_stays_alive_reports_it_and_recovers(
 
         await eventually(ready, within_seconds=20)
         (await api.post("messages", from_agent="ada", message="back")).expect(201)
+
+
+async def test_readiness_is_answered_in_time_while_the_database_is_silent(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PROBE_SECONDS", 0.3)
+    async with Proxy(database).running() as proxy, running_service(proxy.dsn) as service:
+
+        async def ready() -> bool:
+            return not await _failing_checks(service.api)
+
+        await eventually(ready)
+        with proxy.partitioned():
+            # More probes than there are connections for reads.
+            for _ in range(READ_CONNECTIONS + 2):
+                asked_at = monotonic()
+                assert "database" in await _failing_checks(service.api)
+                assert monotonic() - asked_at < 3, "less than the cancellation of a query takes"
+        await eventually(ready, within_seconds=30)
+        await eventually(lambda: not background._given_up, within_seconds=15)
 
 
 async def test_lock_timeout_is_not_reported_as_unreachable_database(database: str) -> None:
