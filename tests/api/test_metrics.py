@@ -334,7 +334,7 @@ async def test_documented_alerts_use_existing_metrics_and_can_fire(database: str
             for sample in family.samples:
                 labels.setdefault(sample.name, set()).update(sample.labels)
     alerts = re.findall(r"^    expr: (.+)$", OPERATIONS.read_text(), re.MULTILINE)
-    assert len(alerts) == 11
+    assert len(alerts) == 13
     for alert in alerts:
         for name, matched in re.findall(r"(squad_\w+)(?:\{(\w+)=)?", alert):
             assert labels[name] >= {*filter(None, [matched])}, alert
