@@ -49,6 +49,9 @@ _KEEPALIVE = {
 FIRST_QUERY_SECONDS = 10.0
 """Timeout of the first query: a pooler accepts more clients than it serves; nothing else covers that."""
 
+CHECK_SECONDS = 5.0
+"""How long a reader waits for a connection of a pool, and a connection's check for the server."""
+
 _NO_ANSWER = (
     f"connected, but got no answer within {FIRST_QUERY_SECONDS:g} seconds: perhaps all server connections"
     " of a pooler are in use"
@@ -195,10 +198,10 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
         },
         configure=partial(_configure, schema),
         connection_class=_Session,
-        check=AsyncConnectionPool.check_connection,
+        check=_check,
         min_size=1,
         max_size=size,
-        timeout=5,
+        timeout=CHECK_SECONDS,
         max_waiting=1_000,
         # Give up soon; the next reader starts over. The pool backs off between attempts, and would keep
         # readers waiting for seconds after the database is back.
@@ -212,6 +215,13 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
     connection.adapters.register_loader("uuid", _UuidText)
     set_json_loads(orjson.loads, connection)
     set_json_dumps(orjson.dumps, connection)
+
+
+async def _check(connection: Connection) -> None:
+    """Check an idle connection before it is used; one that does not answer is closed, and another taken."""
+    # No other timeout covers it: the server's own do not run while it is silent.
+    with closing_after(CHECK_SECONDS, connection):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 async def _configure(schema: str, connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -27,6 +28,9 @@ PROJECTED_WITHIN_SECONDS = 2.0
 
 LISTENER_REPLACED_WITHIN_SECONDS = 15.0
 """After its backend is suspended: two heartbeats and a retry."""
+
+READ_WITHIN_SECONDS = 15.0
+"""After idle readers' backends are suspended: each is given up after 5 seconds, and replaced."""
 
 ANSWERED_WITHIN_SECONDS = 15.0
 """After the writer's backend is suspended: a round trip is given up after 10 seconds."""
@@ -139,6 +143,27 @@ async def test_commands_are_answered_after_the_writers_backend_was_suspended_und
                 )
             await trial.wait_until_recovered(service)
         await trial.verify(database)
+
+
+async def test_reads_are_answered_while_an_idle_readers_backend_is_suspended(database: str) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as connection:
+        position = await send_message(service, "is anybody there?")
+        await eventually(lambda: is_projected(connection, position))
+        url = f"{service.url}/api/v1/messages"
+        async with aiohttp.request("GET", url) as response:
+            assert response.status == 200
+        with ExitStack() as stack:
+            for pid in await backend_pids(connection, "squad reader"):
+                stack.enter_context(suspended(backend_process(database, pid)))
+            timeout = aiohttp.ClientTimeout(READ_WITHIN_SECONDS)
+            async with aiohttp.request("GET", url, timeout=timeout) as response:
+                assert response.status in (200, 503)
+            await eventually(lambda: is_readable(url), within_seconds=READ_WITHIN_SECONDS)
+
+
+async def is_readable(url: str) -> bool:
+    async with aiohttp.request("GET", url) as response:
+        return response.status == 200
 
 
 async def start_following(service: ServiceProcess, connection: Connection) -> LogWriter:
