@@ -16,7 +16,8 @@ _DESCRIPTION = """\
 A POST to the URL that the agent is registered with, followed by the endpoint of the job. Redirects are not
 followed. The headers are those of Standard Webhooks (standardwebhooks.com).
 
-A run that succeeded has called its agent at least once: recognize repeats by `webhook-id`.
+A run that succeeded has called its agent at least once: recognize repeats by `webhook-id`. The next run is
+another call: for an e-mail that still waits, the agent is called again, with another `webhook-id`.
 """
 _HEADERS = {
     "webhook-id": "The run's id; in a call about an e-mail, the run's id, `_` and the e-mail's id. The same"

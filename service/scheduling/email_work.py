@@ -46,6 +46,8 @@ class EmailWork(NamedTuple):
     claims_first: bool
     """Whether the e-mail is claimed before tokens are reserved, rather than after."""
     is_waiting: Callable[[EmailRow], bool]
+    waiting: str
+    """What an e-mail is called that waits for it."""
 
 
 CLASSIFY = EmailWork(
@@ -56,6 +58,7 @@ CLASSIFY = EmailWork(
     tokens_unreported=300,
     claims_first=False,
     is_waiting=lambda row: row.category == "unclassified",
+    waiting="unclassified",
 )
 RESPOND = EmailWork(
     action="respond",
@@ -65,10 +68,11 @@ RESPOND = EmailWork(
     tokens_unreported=600,
     claims_first=True,
     is_waiting=lambda row: row.status == "classified",
+    waiting="classified",
 )
 
 
-_SkipCause = Literal["conflict", "budget", "failure", "obsolete"]
+_SkipCause = Literal["conflict", "budget", "failure", "obsolete", "unchanged"]
 
 
 class _SkipReason(NamedTuple):
@@ -134,7 +138,7 @@ async def work_on_emails(work: Work, kind: EmailWork) -> Report:
             work.failure_counts[email.id] += 1
         else:
             work.failure_counts.pop(email.id, None)
-    return _report(work, waiting, done, left)
+    return _report(work, kind, len(waiting), done, left)
 
 
 def _needs_work(kind: EmailWork, row: EmailRow | None) -> bool:
@@ -142,21 +146,26 @@ def _needs_work(kind: EmailWork, row: EmailRow | None) -> bool:
     return row is not None and kind.is_waiting(row) and row.from_email != ERASED
 
 
-def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _SkipReason]) -> Report:
+def _report(
+    work: Work, kind: EmailWork, waiting: int, done: list[str], left: dict[str, _SkipReason]
+) -> Report:
     reasons = {email_id: why.reason for email_id, why in left.items()}
-    data: dict[str, Any] = {"done": done, "left": reasons, "waiting": len(waiting)}
+    data: dict[str, Any] = {"done": done, "left": reasons, "waiting": waiting}
     failures = [why.reason for why in left.values() if why.cause == "failure"]
-    if failures and not done:
-        return failed(work.job.name, failures[0], **data)
-    text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"
     cause = Counter(why.cause for why in left.values())
-    if for_later := len(left) - cause["obsolete"]:
+    answered = bool(done or cause["unchanged"])
+    if failures and not answered:
+        return failed(work.job.name, failures[0], **data)
+    text = f"{work.job.name}: {len(done)} of {waiting} e-mails done"
+    if for_later := len(left) - cause["obsolete"] - cause["unchanged"]:
         text += f", {for_later} left for later"
+    if cause["unchanged"]:
+        text += f", {cause['unchanged']} still {kind.waiting}"
     if cause["obsolete"]:
         text += f", {cause['obsolete']} no longer waiting"
     if cause["budget"]:
         text += "; the budget allows no more"
-    return succeeded(text, answered=bool(done), **data)
+    return succeeded(text, answered=answered, **data)
 
 
 async def _process_email(work: Work, kind: EmailWork, email_id: str, deadline: float) -> None:
@@ -188,6 +197,9 @@ async def _process_email(work: Work, kind: EmailWork, email_id: str, deadline: f
             held.call = None
     if not held.reply.ok:
         raise _Skipped("failure", held.reply.reason or "it failed")
+    # The end of the claim was decided after the answer, so what the agent changed before it is in memory.
+    if _needs_work(kind, work.squad.rows(EMAILS).get(email_id)):
+        raise _Skipped("unchanged", f"the agent answered, but left it {kind.waiting}")
 
 
 @asynccontextmanager

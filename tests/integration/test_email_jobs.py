@@ -28,11 +28,12 @@ from service.scheduling.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
 from service.scheduling.job_tasks import POLL_ENDPOINT
 from tests.support.agents import after, answers, answers_bytes, is_signed, when
 from tests.support.components import submit
-from tests.support.email_jobs import AGENT, assert_nothing_is_held, email_job, log_emails
+from tests.support.email_jobs import AGENT, assert_nothing_is_held, classifying_agent, email_job, log_emails
 from tests.support.jobs import answered, define, running_job_process
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from eventstore.events import EmailStatus
     from service.commands import AnyCommand
     from tests.support.agents import Agents
     from tests.support.jobs import JobProcess
@@ -55,10 +56,10 @@ async def test_poll_reserves_1000_tokens_and_settles_those_reported_or_500(
 
 
 @pytest.mark.parametrize(
-    ("task", "endpoint", "max_emails", "reserved", "unreported"),
+    ("task", "endpoint", "status", "max_emails", "reserved", "unreported"),
     [
-        ("email_classify", CLASSIFY_ENDPOINT, 10, 500, 300),
-        ("email_respond", RESPOND_ENDPOINT, 5, 800, 600),
+        ("email_classify", CLASSIFY_ENDPOINT, "classified", 10, 500, 300),
+        ("email_respond", RESPOND_ENDPOINT, "draft_created", 5, 800, 600),
     ],
 )
 async def test_run_claims_and_processes_at_most_max_emails_oldest_first(
@@ -66,11 +67,13 @@ async def test_run_claims_and_processes_at_most_max_emails_oldest_first(
     job_process: JobProcess,
     task: str,
     endpoint: str,
+    status: EmailStatus,
     max_emails: int,
     reserved: int,
     unreported: int,
 ) -> None:
-    agents.on(endpoint, answers({"tokens_used": 111}), answers({}))
+    reporting = classifying_agent(job_process, status, {"tokens_used": 111})
+    agents.on(endpoint, reporting, classifying_agent(job_process, status))
     waiting = await log_emails(job_process, max_emails + 2, classified=task == "email_respond")
     await email_job(job_process, task)
     finished = await job_process.carry_out(task)
@@ -210,12 +213,15 @@ async def test_unstorable_answer_is_reported_in_storable_form(
     agents: Agents, job_process: JobProcess, answer: bytes, shown: str
 ) -> None:
     agents.on(CLASSIFY_ENDPOINT, answers_bytes(answer, 502), answers({}))
-    email, _ = await log_emails(job_process, 2)
+    email, other = await log_emails(job_process, 2)
     await email_job(job_process, "email_classify")
     assert (await job_process.carry_out("email_classify")).outcome == "succeeded"
     (report,) = job_process.find_events(MessageSent)
     assert report.data
-    assert report.data["left"] == {email: answered(502, shown)}
+    assert report.data["left"] == {
+        email: answered(502, shown),
+        other: "the agent answered, but left it unclassified",
+    }
 
 
 @pytest.mark.parametrize(

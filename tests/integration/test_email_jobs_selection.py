@@ -15,7 +15,7 @@ from eventstore.events import (
     TokensSettled,
 )
 from service import commands as do
-from service.scheduling.email_work import CLASSIFY_ENDPOINT, _Skipped
+from service.scheduling.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT, _Skipped
 from tests.support.agents import answers, drips
 from tests.support.components import submit
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, classifying_agent, email_job, log_emails
@@ -24,6 +24,7 @@ from tests.support.jobs import running_job_process
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from eventstore.events import EmailStatus
     from tests.support.agents import Agents
     from tests.support.jobs import JobProcess
 
@@ -54,6 +55,9 @@ async def test_emails_of_a_forgotten_sender_are_skipped(agents: Agents, database
 async def test_run_stops_when_the_budget_refuses(
     agents: Agents, job_process: JobProcess, task: str, budget: int
 ) -> None:
+    done: EmailStatus = "draft_created" if task == "email_respond" else "classified"
+    agents.on(CLASSIFY_ENDPOINT, classifying_agent(job_process, done))
+    agents.on(RESPOND_ENDPOINT, classifying_agent(job_process, done))
     await log_emails(job_process, 4, classified=task == "email_respond")
     # Classifying uses 300 of each 500 reserved, responding 600 of each 800: there is enough for two.
     await submit(job_process.writer, do.SetBudget(daily_tokens=budget))
@@ -121,6 +125,23 @@ async def test_emails_still_waiting_after_a_run_move_behind_the_others(
         assert (await job_process.carry_out("email_respond")).outcome == "succeeded"
     called = [call.payload["email_id"] for call in agents.calls]
     assert called == (waiting[5:] if held else [*waiting, *waiting[:3]])
+
+
+@pytest.mark.parametrize(
+    ("task", "state"), [("email_classify", "unclassified"), ("email_respond", "classified")]
+)
+async def test_email_that_its_agent_left_unchanged_is_not_reported_as_done(
+    agents: Agents, job_process: JobProcess, task: str, state: str
+) -> None:
+    (email,) = await log_emails(job_process, 1, classified=task == "email_respond")
+    await email_job(job_process, task)
+    assert (await job_process.carry_out(task)).outcome == "succeeded"
+    assert len(agents.calls) == 1
+    (report,) = job_process.find_events(MessageSent)
+    assert report.message == f"{task}: 0 of 1 e-mails done, 1 still {state}"
+    assert report.data
+    assert report.data["done"] == []
+    assert report.data["left"] == {email: f"the agent answered, but left it {state}"}
 
 
 async def test_email_that_the_budget_refused_does_not_move_behind_the_others(
@@ -192,7 +213,7 @@ async def test_email_finished_by_others_since_its_selection_is_skipped(
 async def test_hanging_call_leaves_time_for_the_other_emails(
     agents: Agents, job_process: JobProcess
 ) -> None:
-    agents.on(CLASSIFY_ENDPOINT, drips(), answers({}))
+    agents.on(CLASSIFY_ENDPOINT, drips(), classifying_agent(job_process))
     await log_emails(job_process, 3)
     await email_job(job_process, "email_classify", timeout_seconds=1.0)
     finished = await job_process.carry_out("email_classify")

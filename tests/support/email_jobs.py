@@ -14,6 +14,7 @@ from tests.support.jobs import define
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from eventstore.events import EmailStatus
     from tests.support.agents import Behaviour
     from tests.support.jobs import JobProcess
 
@@ -48,14 +49,16 @@ def assert_nothing_is_held(job_process: JobProcess) -> None:
     assert squad.day.reserved == 0
 
 
-def classifying_agent(job_process: JobProcess) -> Behaviour:
-    """An agent that classifies its e-mails and answers."""
+def classifying_agent(
+    job_process: JobProcess, status: EmailStatus = "classified", answer: object = None
+) -> Behaviour:
+    """An agent that classifies its e-mails, or moves them on to another status, and answers."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         change = do.UpdateEmail(
-            email_id=(await request.json())["email_id"], category="quote", status="classified"
+            email_id=(await request.json())["email_id"], category="quote", status=status
         )
         await submit(job_process.writer, change)
-        return await answers({})(request)
+        return await answers(answer or {})(request)
 
     return behave
