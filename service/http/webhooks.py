@@ -54,14 +54,17 @@ class AgentCall(Documented):
 
 
 class ReportedUsage(BaseModel):
-    """The tokens that were used, in two parts."""
+    """The tokens that were used, in two parts. `prompt_tokens` and `completion_tokens` mean the same."""
 
     input_tokens: int = Field(default_factory=int, ge=0)
     output_tokens: int = Field(default_factory=int, ge=0)
 
 
 class AgentAnswer(BaseModel):
-    """What was done, in any shape. The tokens used can be reported in one of two ways, and their model."""
+    """What was done, in any shape. The tokens used can be reported in one of two ways, and their model.
+
+    The run's report says so when the report of the tokens is in another form.
+    """
 
     tokens_used: int = Field(default_factory=int, ge=0)
     usage: ReportedUsage = Field(default_factory=ReportedUsage)

@@ -34,6 +34,8 @@ at that moment fails."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix that every secret has
 _SHOWN_CHARACTERS = 300
 NOT_KEPT = "(its answer is not kept, because payloads are encrypted)"
+_INPUT, _OUTPUT = ("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")
+"""The names of the parts of `usage`; the second ones are those of OpenAI's API."""
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -185,7 +187,7 @@ def usage_in(body: Any) -> Usage | None:
     found = body.get("usage")
     usage = found if isinstance(found, dict) else {}
     total = _count(body.get("tokens_used"))
-    parts = _count(usage.get("input_tokens")), _count(usage.get("output_tokens"))
+    parts = _first_count(usage, _INPUT), _first_count(usage, _OUTPUT)
     if total is None and parts == (None, None):
         return None
     model, known = _model(body.get("model")), sum(part or 0 for part in parts)
@@ -194,7 +196,26 @@ def usage_in(body: Any) -> Usage | None:
     return Usage(total, model=model)
 
 
+def is_misreported(body: Any) -> bool:
+    """Whether an answer reports tokens in a form that `usage_in` does not understand, or not entirely."""
+    if not isinstance(body, dict):
+        return False
+    total, usage = body.get("tokens_used"), body.get("usage")
+    reported = [total]
+    if isinstance(usage, dict):
+        reported += [usage.get(name) for name in (*_INPUT, *_OUTPUT)]
+    counts = [value for value in reported if value is not None]
+    # A `usage` in another form does no harm beside a total.
+    return any(_count(value) is None for value in counts) or bool(usage and not counts)
+
+
+def _first_count(usage: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((count for name in names if (count := _count(usage.get(name))) is not None), None)
+
+
 def _count(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 <= value <= MAX_TOKENS // 2 else None
 

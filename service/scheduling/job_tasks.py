@@ -31,8 +31,10 @@ async def perform(work: Work) -> Report:
     if work.job.agent and not work.may_call:
         return failed(work.job.name, "the orchestrator was shut down", ours=True)
     if work.job.endpoint:
-        return await _call_endpoint(work, work.job.endpoint, work.job.tokens)
-    return await TASKS[work.job.task or ""](work)
+        report = await _call_endpoint(work, work.job.endpoint, work.job.tokens)
+    else:
+        report = await TASKS[work.job.task or ""](work)
+    return report._replace(text="; ".join([report.text, *sorted(work.notes)]))
 
 
 async def _call_endpoint(work: Work, endpoint: str, tokens_unreported: int) -> Report:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from projections.agents import AGENTS
 from service.commands import Usage
 from service.requests import Request
+from service.scheduling.calls import is_misreported
 from service.values import storable
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Work:
     """That of the attempt's claim on the job's resources; without one, the position at which it began."""
     failure_counts: Counter[str] = field(default_factory=Counter)
     """By e-mail, how often work in this process left it waiting; such e-mails go behind the others."""
+    notes: set[str] = field(default_factory=set)
+    """What the report mentions besides the outcome."""
 
     @property
     def squad(self) -> Squad:
@@ -118,7 +121,10 @@ class Work:
             payload["email_id"] = email_id
         url = row.url if row else None
         quote = not self.writer.encrypts
-        return await self.client.call(self.agent, url, endpoint, message_id, payload, quote=quote)
+        reply = await self.client.call(self.agent, url, endpoint, message_id, payload, quote=quote)
+        if is_misreported(reply.body):
+            self.notes.add("the agent's report of its tokens was not understood")
+        return reply
 
 
 async def complete_despite_cancel(coroutine: Coroutine[Any, Any, T]) -> T:

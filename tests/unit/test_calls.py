@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.commands import Usage
-from service.scheduling.calls import decode_secret, read_answer, signed_headers, usage_in
+from service.scheduling.calls import decode_secret, is_misreported, read_answer, signed_headers, usage_in
 from service.values import MAX_TOKENS
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -72,6 +72,9 @@ class TestTokens:
             ({"usage": {"output_tokens": 4}}, 4),
             ({"tokens_used": 5, "usage": {"input_tokens": 3, "output_tokens": 4}}, 5),
             ({"tokens_used": None, "usage": {"input_tokens": 3, "output_tokens": 4}}, 7),
+            ({"tokens_used": 7.0}, 7),
+            ({"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}, 7),
+            ({"usage": {"input_tokens": 3.0, "completion_tokens": 4}}, 7),
             ({"tokens_used": MAX_TOKENS // 2}, MAX_TOKENS // 2),
         ],
     )
@@ -79,6 +82,7 @@ class TestTokens:
         usage = usage_in(body)
         assert usage
         assert usage.tokens_used == tokens
+        assert not is_misreported(body)
 
     @pytest.mark.parametrize(
         "body",
@@ -100,6 +104,33 @@ class TestTokens:
     )
     def test_tokens_are_unknown_when_the_answer_reports_no_valid_number(self, body: Any) -> None:
         assert usage_in(body) is None
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"tokens_used": -1},
+            {"tokens_used": 1.5},
+            {"tokens_used": float("inf")},
+            {"tokens_used": "7"},
+            {"tokens_used": True},
+            {"tokens_used": 10**30},
+            {"usage": 7},
+            {"usage": {"total_tokens": 7}},
+            {"usage": {"input_tokens": 3, "output_tokens": "4"}},
+            {"tokens_used": "7", "usage": {"input_tokens": 3}},
+        ],
+        ids=str,
+    )
+    def test_report_that_is_not_understood_is_recognized(self, body: Any) -> None:
+        assert is_misreported(body)
+
+    @pytest.mark.parametrize(
+        "body",
+        [None, [], "7", {}, {"tokens_used": None}, {"usage": {}}, {"tokens_used": 7, "usage": "few"}],
+        ids=str,
+    )
+    def test_answer_without_a_report_or_with_a_total_is_not_misreported(self, body: Any) -> None:
+        assert not is_misreported(body)
 
 
 class TestAnswers:
