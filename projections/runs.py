@@ -37,7 +37,10 @@ class RunRow(Row, frozen=True):
     started_at: datetime | None
     finished_at: datetime | None
     fencing_token: int
-    """The position at which the tick got its run, or its outcome without one."""
+    """The position at which the tick got its run, or its outcome without one. Runs are listed in its order.
+
+    It stays the same at each attempt, so it is not the token that the agent is sent.
+    """
     position: int
 
 

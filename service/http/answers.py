@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -27,6 +27,13 @@ from service.views import INNER_OF_JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+
+_PLACE_OF_RUN = """\
+The position of the event that began the run, or recorded that the tick got none. It places the run in the
+list and never changes. The agent's calls carry another token, which grows with each attempt: that of the
+claim on the job's resources (the `fencing_token` of the operation `operation_id`) or on the e-mail, or else
+the position at which the attempt began. Compare calls with one another, never with this."""
 
 
 class Answer(BaseModel):
@@ -171,7 +178,7 @@ class BudgetChecked(Answer):
     remaining: int
 
 
-Run = _of_row("Run", RunRow)
+Run = _of_row("Run", RunRow, fencing_token=Annotated[int, Field(description=_PLACE_OF_RUN)])
 
 
 PlannedJob = _of_row(

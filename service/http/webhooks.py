@@ -48,7 +48,11 @@ class AgentCall(Documented):
     attempt: int
     """The number of the attempt, from 1."""
     fencing_token: int
-    """Only ever grows: what the agent writes to can reject a smaller one."""
+    """Only ever grows: what the agent writes to can reject a smaller one.
+
+    The position of the claim on the job's resources or on the e-mail, or else of the event that began the
+    attempt. `fencing_token` of a `Run` is another one.
+    """
     email_id: str = Field(default_factory=str)
     """The e-mail to work on; only in the calls of `email_classify` and `email_respond`."""
 

@@ -251,6 +251,12 @@ def test_job_without_a_time_zone_is_documented_to_use_the_squads() -> None:
     assert "the squad's own" in zone["description"]
 
 
+def test_token_of_a_run_is_documented_not_to_be_that_of_its_calls() -> None:
+    token = DOCUMENT["components"]["schemas"]["Run"]["properties"]["fencing_token"]
+    assert token["type"] == "integer"
+    assert "never changes. The agent's calls carry another token" in token["description"]
+
+
 def test_only_forgetting_is_documented_as_not_allowed_in_a_batch() -> None:
     not_in_batches = {
         path for _, path, operation in OPERATIONS if "Not allowed in a batch" in operation["description"]
