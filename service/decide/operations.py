@@ -127,7 +127,7 @@ def renew(draft: Draft, command: RenewOperation, at: DecisionContext) -> Decisio
     builder.ensure_active(row.agent)
     if conflict := find_conflict(draft, row.resources, at.now, renewing=row):
         builder.append(conflict_event(conflict, row.agent, row.action, row.resources, at))
-        return builder.refuse(refusal_for(conflict, at.now, renewing=True))
+        return builder.refuse(refusal_for(conflict, at.now, renewing=row))
     renewed = renewal_event(draft, row, at.now)
     builder.add(renewed, caused_by=row.position)
     return builder.accept(
@@ -248,15 +248,21 @@ def conflict_event(
     return NewEvent(detected, caused_by=holder.fencing_token)
 
 
-def refusal_for(conflict: Conflict, now: datetime, *, renewing: bool = False) -> Refusal:
-    """Return the refusal of a claim. What blocks a heartbeat came later, and blocks it until it expires."""
+def refusal_for(conflict: Conflict, now: datetime, *, renewing: OperationRow | None = None) -> Refusal:
+    """Return the refusal of a claim, or of a heartbeat that renews one.
+
+    What blocks a heartbeat came later, and blocks it until it expires. Usually the late claim has itself
+    expired by then, so there is no moment to retry at.
+    """
+    detail = conflict_sentence(conflict)
     free_at = conflict.holder.expires_at if renewing else conflict.holder.blocks_until
-    return Refusal(
-        "conflict",
-        conflict_sentence(conflict),
-        {"conflict": describe(conflict)},
-        retry_after_seconds=max(1, ceil((free_at - now).total_seconds())),
-    )
+    seconds = max(1, ceil((free_at - now).total_seconds()))
+    is_lost = renewing is not None and now + timedelta(seconds=seconds) >= renewing.expires_at
+    if renewing:
+        what_to_do = "is lost to that claim: stop" if is_lost else "must pause while that claim lasts"
+        detail += f"; operation {renewing.id}, renewed too late, {what_to_do}, or start a new one"
+    extra = {"conflict": describe(conflict)}
+    return Refusal("conflict", detail, extra, retry_after_seconds=None if is_lost else seconds)
 
 
 def conflict_sentence(conflict: Conflict) -> str:

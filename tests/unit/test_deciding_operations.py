@@ -277,6 +277,18 @@ class TestRenewing:
         story.when(RenewOperation(operation_id=operation), at=at + seconds)
         assert story.outcome.refusal is None
 
+    @pytest.mark.parametrize(("ttl", "seconds"), [(60, None), (630, None), (631, 600)])
+    def test_refused_renewal_names_no_retry_at_which_the_operation_itself_has_expired(
+        self, ttl: float, seconds: int | None
+    ) -> None:
+        story, operation = holding(ttl=ttl)
+        story.given(claim("bob", ttl=600), at=WINDOW)
+        story.when(RenewOperation(operation_id=operation))
+        assert story.refusal.code == "conflict"
+        assert story.refusal.retry_after_seconds == seconds
+        assert story.refusal.detail.startswith("'bob' has claimed emailId e-1 for 'answer'; operation ")
+        assert ("is lost to that claim: stop" in story.refusal.detail) is (seconds is None)
+
     def test_renewal_succeeds_once_the_later_claim_has_expired_even_if_unrecorded(self) -> None:
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=5), at=WINDOW).when(PassTime(), at=WINDOW + 4.9)
