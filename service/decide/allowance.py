@@ -45,21 +45,41 @@ def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allow
     return Allowance(None, min(of_squad, of_agent))
 
 
-def retry_after_seconds(state: State, day: BudgetDayRow, agent: str, tokens: int, now: datetime) -> int:
-    """Return when to try again to reserve tokens that were refused.
+def of_whole_day(state: State, agent: str) -> int:
+    """Return how many tokens an agent could reserve on a day of which nothing is used."""
+    policy = state.policy
+    return min(policy.daily_tokens, policy.agent_limits.get(agent, policy.daily_tokens))
 
-    If there are enough that are only reserved, that is when the next reservation expires; otherwise when
-    the day ends.
+
+def retry_after_seconds(
+    state: State, day: BudgetDayRow, agent: str, tokens: int, now: datetime
+) -> int | None:
+    """Return when to try again to reserve tokens that were refused; None if no day has so many.
+
+    If there are enough that are only reserved, that is when the next reservation expires, one of the
+    agent's own if its limit refuses; otherwise when the day ends.
     """
-    limit = state.policy.agent_limits.get(agent)
-    may_fit = tokens <= day.total - day.used and (
-        limit is None or tokens <= limit - state.agent_budget(day, agent).used
-    )
+    if tokens > of_whole_day(state, agent):
+        return None
+    part = state.agent_budget(day, agent)
+    limit = state.policy.agent_limits.get(agent, day.total)
     until_day_ends = ceil((day.ends_at - now).total_seconds())
-    if not may_fit:
+    if tokens > day.total - day.used or tokens > limit - part.used:
         return max(1, until_day_ends)
-    until_expiry = ceil((state.first_to_expire(RESERVATIONS.name, now) - now).total_seconds())
+    free_at = now
+    if tokens > remaining(day):
+        free_at = state.first_to_expire(RESERVATIONS.name, now)
+    if tokens > limit - part.used - part.reserved:
+        own = (row.expires_at for row in state.reservations_of(agent) if row.day == day.day)
+        free_at = max(free_at, min(own, default=day.ends_at))
+    until_expiry = ceil((free_at - now).total_seconds())
     return max(1, min(until_day_ends, max(until_expiry, MIN_RETRY_SECONDS)))
+
+
+def beyond_any_day(state: State, agent: str, tokens: int) -> str:
+    """Return the end of a refusal's detail: a clause if no day has so many tokens, otherwise nothing."""
+    most = of_whole_day(state, agent)
+    return f"; a whole day allows no more than {most}, so waiting does not help" if tokens > most else ""
 
 
 def open_day(state: State) -> BudgetDayRow:

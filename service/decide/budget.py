@@ -22,6 +22,7 @@ from projections.budgets import RESERVATIONS, BudgetDayRow, ReservationRow
 from service.decide.allowance import (
     Allowance,
     allowance,
+    beyond_any_day,
     crossings,
     open_day,
     remaining,
@@ -182,7 +183,8 @@ def _deny(
     )
     refusal = Refusal(
         allowed.denied,
-        f"{command.tokens} tokens were requested; {owner}",
+        f"{command.tokens} tokens were requested; {owner}"
+        f"{beyond_any_day(state, command.agent, command.tokens)}",
         {"remaining": allowed.remaining, "resets_at": day.ends_at},
         retry_after_seconds(state, day, command.agent, command.tokens, builder.at.now),
     )

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from eventstore.subjects import Trace
     from projections.agents import AgentRow
+    from projections.budgets import ReservationRow
     from projections.projection import K, R, Rows
     from projections.runs import RunRow
     from service.memory.squad import Squad
@@ -172,6 +173,12 @@ class Draft(State):
         """Return a lower bound for when the next row of a table expires, of those that have not yet."""
         later = (at for row in self._changes_of(name).values() if (at := expiry(row)) and at > now)
         return min((self.layers.base.first_to_expire(name, now), *later))
+
+    def reservations_of(self, agent: str, /) -> Iterator[ReservationRow]:
+        """Yield the open reservations of an agent, in no order."""
+        changes = self.layers[RESERVATIONS].changes
+        yield from (row for row in self.layers.base.reservations_of(agent) if row.id not in changes)
+        yield from (row for row in changes.values() if row.agent == agent and row.state == "active")
 
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterator[AgentRow]:
         """Yield the resting agents last heard of by then; those changed within the draft come last."""

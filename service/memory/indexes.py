@@ -10,13 +10,14 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.memory.deadlines import Deadlines
-from service.memory.state import active_since, free_at, idle_since
+from service.memory.state import active_since, expiry, free_at, idle_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from projections.agents import AgentRow
+    from projections.budgets import ReservationRow
     from projections.runs import RunRow
 
 
@@ -69,6 +70,33 @@ class RestingAgents:
         return self._order[agent.name]
 
 
+class OpenReservations:
+    """The reservations that have not ended: those of each agent, and when they expire.
+
+    Args:
+        reservations: by id.
+    """
+
+    def __init__(self, reservations: Mapping[str, ReservationRow]) -> None:
+        self._reservations = reservations
+        self._of_agent: dict[str, set[str]] | None = None
+        """None until the first query: most copies of a squad are never queried."""
+        self.deadlines = Deadlines[Any](reservations, expiry, attrgetter("position"))
+
+    def change(self, reservations: Mapping[str, ReservationRow], /) -> None:
+        """Note that these reservations were added or changed."""
+        self.deadlines.change(reservations)
+        if self._of_agent is not None:
+            _sort_in(self._of_agent, reservations)
+
+    def of_agent(self, agent: str) -> Iterable[ReservationRow]:
+        """Return the reservations of an agent, in no order."""
+        if self._of_agent is None:
+            self._of_agent = {}
+            _sort_in(self._of_agent, self._reservations)
+        return map(self._reservations.__getitem__, self._of_agent.get(agent, ()))
+
+
 class RunsInProgress:
     """The runs in progress: those of each job, and when they are free to be taken up.
 
@@ -104,3 +132,14 @@ class RunsInProgress:
     def next_free(self, now: datetime) -> datetime:
         """Return when the next of the other runs becomes free, if nothing happens to it before."""
         return self._leases.next(now)
+
+
+def _sort_in(of_agent: dict[str, set[str]], reservations: Mapping[str, ReservationRow]) -> None:
+    """Add the reservations that are open to those of their agents, and remove the others."""
+    for id_, row in reservations.items():
+        if row.state == "active":
+            of_agent.setdefault(row.agent, set()).add(id_)
+        elif others := of_agent.get(row.agent):
+            others.discard(id_)
+            if not others:
+                del of_agent[row.agent]

@@ -1,7 +1,8 @@
 """The committed state in memory: everything needed to decide.
 
 Everybody reads it; finished entities leave it. What every decision asks for is indexed: who holds a
-resource, the runs of a job, what expires, which agents go quiet, when jobs are due.
+resource, the runs of a job, an agent's reservations, what expires, which agents go quiet, when
+jobs are due.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from service.memory.deadlines import NEVER, Deadlines
 from service.memory.due_jobs import DueJobs
-from service.memory.indexes import RestingAgents, RunsInProgress
+from service.memory.indexes import OpenReservations, RestingAgents, RunsInProgress
 from service.memory.residence import PARTIAL, RESIDENT, Residence
 from service.memory.state import (
     EXPIRING,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
 
     from projections.agents import AgentRow
+    from projections.budgets import ReservationRow
     from projections.projection import K, R, Rows, Table
     from projections.runs import RunRow
     from service.memory.draft import Draft, Layer
@@ -81,6 +83,10 @@ class Squad(State):
         """Return when the next row of a table in `EXPIRING` expires, of those that have not yet."""
         return self._expiring[name].next(now)
 
+    def reservations_of(self, agent: str, /) -> Iterable[ReservationRow]:
+        """Return the open reservations of an agent, in no order."""
+        return self.open_reservations.of_agent(agent)
+
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
         """Yield the resting agents last heard of by then, in the order in which they began to rest."""
         return self.resting_agents.silent_since(active, idle)
@@ -107,15 +113,17 @@ class Squad(State):
 
     def _keep_indexes(self, resting_agents: RestingAgents) -> None:
         tables = self.tables
+        self.open_reservations = OpenReservations(tables[RESERVATIONS.name])
         self._expiring: dict[str, Deadlines[Any]] = {
             OPERATIONS.name: Deadlines(tables[OPERATIONS.name], expiry, attrgetter("fencing_token")),
-            RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
+            RESERVATIONS.name: self.open_reservations.deadlines,
         }
         self.due_jobs = DueJobs(tables[JOBS.name])
         self.resting_agents = resting_agents
         self.runs_in_progress = RunsInProgress(tables[RUNS.name])
         self._indexes: dict[str, Index] = {
             **self._expiring,
+            RESERVATIONS.name: self.open_reservations,
             JOBS.name: self.due_jobs,
             AGENTS.name: resting_agents,
             RUNS.name: self.runs_in_progress,

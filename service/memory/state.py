@@ -114,6 +114,10 @@ class State:
         """
         raise NotImplementedError
 
+    def reservations_of(self, agent: str, /) -> Iterable[ReservationRow]:
+        """Return the open reservations of an agent, in no order."""
+        raise NotImplementedError
+
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
         """Return the resting agents last heard of by `active` if they are active, by `idle` if idle."""
         raise NotImplementedError

@@ -99,6 +99,10 @@ async def test_reservation_beyond_budget_is_refused_until_the_reset(api: Api) ->
 async def test_reservation_beyond_agent_limit_is_refused_only_for_that_agent(api: Api) -> None:
     await api.put("budget", agent_limits={"ada": 100})
     answer = await api.post("budget/reservations", agent="ada", tokens=101)
+    assert "no more than 100" in answer.expect(429, "agent_limit_reached")["detail"]
+    assert "Retry-After" not in answer.headers
+    await _reserve(api, 1)
+    answer = await api.post("budget/reservations", agent="ada", tokens=100)
     answer.expect(429, "agent_limit_reached")
     assert int(answer.headers["Retry-After"]) > 0
     await _reserve(api, 101, agent="bob")

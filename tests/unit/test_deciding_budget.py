@@ -158,6 +158,36 @@ class TestReserving:
         assert story.when(reserve(350)).refusal.code == "agent_limit_reached"
         assert story.refusal.retry_after_seconds == retry_after_seconds
 
+    @pytest.mark.parametrize(
+        ("tokens", "limits", "detail"),
+        [
+            (1001, {}, "remain; a whole day allows no more than 1000, so waiting does not help"),
+            (401, {"ann": 400}, "left; a whole day allows no more than 400, so waiting does not help"),
+            (1001, {"ann": 2000}, "remain; a whole day allows no more than 1000, so waiting does not help"),
+        ],
+    )
+    def test_names_no_time_to_try_again_if_no_day_has_so_many(
+        self, tokens: int, limits: dict[str, int], detail: str
+    ) -> None:
+        story = a_squad(agent_limits=limits).when(reserve(tokens))
+        assert story.refusal.retry_after_seconds is None
+        assert story.refusal.detail.endswith(detail)
+        story.given(use(1)).when(reserve(tokens - 1))
+        assert story.refusal.retry_after_seconds == MIDNIGHT
+        assert "whole day" not in story.refusal.detail
+
+    @pytest.mark.parametrize("of_squad", [1000, 400])
+    def test_can_be_tried_again_when_one_of_the_agents_own_expires_if_its_limit_refuses(
+        self, of_squad: int
+    ) -> None:
+        story = a_squad(of_squad, agent_limits={"ann": 300})
+        story.given(reserve(90, "bob", ttl=40), reserve(300, ttl=600), reserve(5, "bob", ttl=50))
+        assert story.when(reserve(300)).refusal.retry_after_seconds == 600
+        story.when(reserve(300), at=599)
+        assert story.refusal.retry_after_seconds == MIN_RETRY_SECONDS
+        story.when(reserve(300), at=600)
+        assert story.outcome.refusal is None
+
     def test_refusal_is_caused_by_the_last_change_of_the_day(self) -> None:
         story = a_squad().given(use(1000, "bob"))
         position = day(story).position

@@ -218,6 +218,10 @@ class CheckedStory:
             later = min((row.expires_at for row in rows if row.expires_at > now), default=NEVER)
             assert squad.first_to_expire(name, now) == later
             assert all(squad.no_expiry_before[name] <= row.expires_at for row in rows)
+        for agent in squad.all(AGENTS):
+            assert {row.id for row in squad.reservations_of(agent.name)} == {
+                row.id for row in squad.all(RESERVATIONS) if row.agent == agent.name
+            }
         free_at = {row.id: row.retry_at or row.lease_expires_at for row in squad.all(RUNS)}
         assert [row.id for row in squad.runs_in_progress.free(now)] == [
             id_ for id_, at in free_at.items() if at and at <= now
