@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 DEFAULT_RESERVATION_SECONDS = 300.0
 """How long a reservation is held by default: longer than a long LLM call."""
 
+_HOW_TO_RECORD = "record what was spent with POST /api/v1/budget/usage"
+
 
 def reserve(draft: Draft, command: ReserveTokens, at: DecisionContext) -> Decision:
     """Reserve tokens, if the budget and the agent's limit allow it."""
@@ -199,11 +201,15 @@ def refusal_if_ended(row: ReservationRow | None, reservation_id: str, now: datet
     if row.state == "expired" or (row.state == "active" and row.expires_at <= now):
         return Refusal(
             "reservation_expired",
-            f"reservation {row.id} has expired; record what was spent with POST /api/v1/budget/usage",
+            f"reservation {row.id} has expired; {_HOW_TO_RECORD}",
             {"expired_at": row.expires_at},
         )
     if row.state != "active":
-        return Refusal("reservation_ended", f"reservation {row.id} was already {row.state}")
+        detail = f"reservation {row.id} was already {row.state}"
+        if row.state == "released":
+            detail += f"; {_HOW_TO_RECORD}"
+        extra = {"state": row.state, "tokens_used": row.tokens_used}
+        return Refusal("reservation_ended", detail, extra)
     return None
 
 

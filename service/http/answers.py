@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -301,6 +301,10 @@ class ProblemDetails(Documented):
     """For `operation_expired` and `reservation_expired`: when it expired."""
     outcome: OperationOutcome | None = None
     """For `operation_finished`: how the operation ended."""
+    state: Literal["settled", "released"] | None = None
+    """For `reservation_ended`: how it ended; only what it was settled with counts as used."""
+    tokens_used: int | None = None
+    """For `reservation_ended`: what it was settled with; null if it was released."""
     email_id: str | None = None
     """For `email_exists`: the id under which the e-mail is logged."""
     current_position: int | None = None

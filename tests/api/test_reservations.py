@@ -74,6 +74,12 @@ async def test_a_reservation_is_answered_as_its_settlement_when_it_has_ended(api
         return (await api.get(f"budget/reservations/{expired['id']}")).status != 200
 
     await eventually(is_over)
+    how = {
+        settled["id"]: ("settled", 5),
+        released["id"]: ("released", None),
+        expired["id"]: (None, None),
+        UNKNOWN_ID: (None, None),
+    }
     for id_, status, code in (
         (settled["id"], 409, "reservation_ended"),
         (released["id"], 409, "reservation_ended"),
@@ -83,6 +89,8 @@ async def test_a_reservation_is_answered_as_its_settlement_when_it_has_ended(api
         shown = (await api.get(f"budget/reservations/{id_}")).expect(status, code)
         told = await api.post(f"budget/reservations/{id_}/settle", tokens_used=1)
         assert told.expect(status, code)["detail"] == shown["detail"]
+        assert (told.body.get("state"), told.body.get("tokens_used")) == how[id_]
+        assert (shown.get("state"), shown.get("tokens_used")) == how[id_]
         assert id_ not in await _ids(api)
     (await api.get(f"budget/reservations/{kept['id']}")).expect(200)
 

@@ -277,6 +277,8 @@ class TestSettling:
         story = a_squad().given(reserve(400))
         command = settle(story.id, 10)
         story.given(command).when(command).then_refused("reservation_ended")
+        assert story.refusal.extra == {"state": "settled", "tokens_used": 10}
+        assert story.refusal.detail.endswith("was already settled")
 
     def test_twice_in_one_batch_counts_once(self) -> None:
         story = a_squad().given(reserve(400))
@@ -290,6 +292,8 @@ class TestSettling:
         command = settle(story.id, 10)
         story.given(ReleaseReservation(reservation_id=story.id)).when(command)
         story.then_refused("reservation_ended")
+        assert story.refusal.extra == {"state": "released", "tokens_used": None}
+        assert story.refusal.detail.endswith("record what was spent with POST /api/v1/budget/usage")
 
     def test_is_refused_for_an_unknown_reservation(self) -> None:
         a_squad().when(settle(UNKNOWN_ID, 10)).then_refused("reservation_not_found")
