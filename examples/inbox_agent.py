@@ -8,8 +8,14 @@ processes may run at once, and each may be killed at any moment:
 - The answer is sent with an Idempotency-Key. If a process dies between sending it and acknowledging the
   message, the next one finds that out when it sends its own, and the squad has one answer.
 - Tokens are reserved before they are spent. When the day's budget is used up, messages wait.
+- If the service, or a proxy before it, answers with an error or not at all, the agent tries again.
 - Only what somebody asked this agent is answered: no message to all, and no answer, which would be answered
   again by another agent of this kind, and so on.
+
+If `answer` raises an error that is none of the network's, the process ends, with the message still in the
+inbox: have something start it again. A message that fails every time would end it every time. So catch in
+`answer` what no repetition mends, and return a text that says so: the message is answered with it, and
+acknowledged.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import os
 import threading
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -33,6 +39,9 @@ TOKENS = 500
 WAIT_SECONDS = 50
 """How long a request waits for a message."""
 
+CLAIM_LOST = ("conflict", "operation_expired", "operation_finished")
+"""The codes with which a renewal is refused when the claim is lost for good."""
+
 RENEWAL_SECONDS = 10.0
 """How often a claim is renewed: well within the 30 seconds for which it blocks others."""
 
@@ -44,7 +53,7 @@ class Refused(Exception):
     """The service refused a request, for a reason with a stable `code`."""
 
     def __init__(self, problem: dict[str, Any]) -> None:
-        super().__init__(f"{problem['code']}: {problem['detail']}")
+        super().__init__(f"{problem['code']}: {problem.get('detail')}")
         self.code = str(problem["code"])
         self.retry_after_seconds = float(problem.get("retry_after_seconds") or 0)
 
@@ -59,6 +68,19 @@ class Work(NamedTuple):
 def answer(message: dict[str, Any]) -> Work:
     """Return the answer to a message. A real agent would ask a model here."""
     return Work(f"Your message has {len(message['message'])} characters.", tokens_used=20)
+
+
+def _json_of(response: IO[bytes]) -> dict[str, Any]:
+    """Return the service's answer.
+
+    Raises:
+        OSError: it is not the service's.
+    """
+    with suppress(ValueError):
+        answered = json.load(response)
+        if isinstance(answered, dict):
+            return answered
+    raise OSError("the answer is not the service's")
 
 
 class Squad:
@@ -77,17 +99,20 @@ class Squad:
 
         Raises:
             Refused: the service answered with a problem.
-            OSError, HTTPException: it did not answer.
+            OSError, HTTPException: it did not answer, or something else did, such as a proxy.
         """
         headers = {**self._headers, **({"Idempotency-Key": key} if key else {})}
         data = None if body is None else json.dumps(body).encode()
         request = Request(self._url + path, data, headers, method=method)  # noqa: S310 - from the settings
         try:
             with urlopen(request, timeout=WAIT_SECONDS + 10) as response:  # noqa: S310 - as above
-                return dict(json.load(response))
+                return _json_of(response)
         except HTTPError as error:
             with error:
-                raise Refused(json.load(error)) from error
+                problem = _json_of(error)
+                if "code" not in problem:
+                    raise
+                raise Refused(problem) from error
 
 
 class InboxAgent:
@@ -171,8 +196,12 @@ class InboxAgent:
 
     def _renew(self, operation: str, done: threading.Event) -> None:
         while not done.wait(RENEWAL_SECONDS):
-            with suppress(Refused, OSError, HTTPException):
+            try:
                 self._squad.call("POST", f"{operation}/heartbeat", {})
+            except (Refused, OSError, HTTPException) as error:
+                print(f"{self._name}: {error}", flush=True)
+                if isinstance(error, Refused) and error.code in CLAIM_LOST:
+                    return
 
     def _is_open(self, message: dict[str, Any], position: int) -> bool:
         """Whether a message was still in the inbox when it was claimed, and not yet answered by another."""
@@ -183,9 +212,14 @@ class InboxAgent:
     def _answer(self, message: dict[str, Any]) -> None:
         squad = self._squad
         reserved = squad.call("POST", "/budget/reservations", {"agent": self._name, "tokens": TOKENS})
-        work = answer(message)
-        used = {"tokens_used": work.tokens_used}
-        squad.call("POST", f"/budget/reservations/{reserved['id']}/settle", used)
+        reservation = f"/budget/reservations/{reserved['id']}"
+        try:
+            work = answer(message)
+        except BaseException:
+            with suppress(Refused, OSError, HTTPException):
+                squad.call("DELETE", reservation)
+            raise
+        squad.call("POST", f"{reservation}/settle", {"tokens_used": work.tokens_used})
         reply = {
             "from_agent": self._name,
             "to_agent": message["from_agent"],

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
 
 from examples import inbox_agent
 from examples.inbox_agent import InboxAgent, Squad, Work
@@ -23,9 +24,9 @@ NAME = "echo"
 
 
 @asynccontextmanager
-async def _running(service: Service, processes: int = 1) -> AsyncIterator[None]:
+async def _running(service: Service, processes: int = 1, squad: Squad | None = None) -> AsyncIterator[None]:
     """Let the agent run, as this many processes would, for the duration of the block."""
-    agents = [InboxAgent(Squad(service.url), NAME) for _ in range(processes)]
+    agents = [InboxAgent(squad or Squad(service.url), NAME) for _ in range(processes)]
     running = [asyncio.create_task(asyncio.to_thread(agent.run)) for agent in agents]
     try:
         yield
@@ -33,6 +34,42 @@ async def _running(service: Service, processes: int = 1) -> AsyncIterator[None]:
         for agent in agents:
             agent.stop.set()
         await asyncio.gather(*running)
+
+
+@asynccontextmanager
+async def _proxy(status: int, body: str) -> AsyncIterator[str]:
+    """A proxy that cannot reach the service, and says so to every request; yields its address."""
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=status, text=body, content_type="text/html")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    try:
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+class _BehindProxy(Squad):
+    """The squad's API, behind a proxy that does not pass on the first look at the inbox and renewal."""
+
+    def __init__(self, url: str, proxy_url: str) -> None:
+        super().__init__(url)
+        self._proxy = Squad(proxy_url)
+        self.to_fail = ["/operations/", "/inbox"]
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, key: str | None = None
+    ) -> dict[str, Any]:
+        """Send a request, or have the proxy answer it."""
+        for part in self.to_fail:
+            if part in path:
+                self.to_fail.remove(part)
+                return self._proxy.call(method, path, body, key=key)
+        return super().call(method, path, body, key=key)
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +192,70 @@ async def test_claim_is_renewed_while_an_answer_takes_long(
         renewed.set()
         await eventually(lambda: _is_inbox_empty(api))
     assert await _answers(api) == ["at last"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(502, "<h1>Bad Gateway</h1>"), (200, "<h1>Welcome</h1>"), (502, "{}"), (502, "[]")]
+)
+async def test_answer_that_is_not_the_services_is_an_error_of_the_network(status: int, body: str) -> None:
+    async with _proxy(status, body) as url:
+        with pytest.raises(OSError):  # noqa: PT011 - it has no words of its own
+            await asyncio.to_thread(Squad(url).call, "GET", "/budget")
+
+
+async def test_agent_survives_a_proxy_that_answers_in_place_of_the_service(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = service.api
+    monkeypatch.setattr(inbox_agent, "RENEWAL_SECONDS", 0.05)
+    renewed = threading.Event()
+
+    def answer_once_renewed(message: dict[str, Any]) -> Work:
+        assert renewed.wait(30)
+        return Work("at last", 20)
+
+    monkeypatch.setattr(inbox_agent, "answer", answer_once_renewed)
+    async with _proxy(502, "<h1>Bad Gateway</h1>") as proxy_url:
+        squad = _BehindProxy(service.url, proxy_url)
+        async with _running(service, squad=squad):
+            await _ask(api, "hello")
+            await eventually(lambda: _items(api, "events", type="operation_renewed"))
+            renewed.set()
+            await eventually(lambda: _is_inbox_empty(api))
+        assert squad.to_fail == []
+    assert await _answers(api) == ["at last"]
+
+
+async def test_claim_that_is_lost_is_not_renewed_any_more(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_agent, "RENEWAL_SECONDS", 0.01)
+    begun = await service.api.post("operations", agent=NAME, action="answer", resources={"messageId": "1"})
+    operation = f"operations/{begun.expect(201)['id']}"
+    (await service.api.post(f"{operation}/finish", outcome="failed")).expect(200)
+    agent = InboxAgent(Squad(service.url), NAME)
+    done = threading.Event()
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(agent._renew, f"/{operation}", done)
+    finally:
+        done.set()
+
+
+async def test_tokens_are_released_when_no_answer_is_found(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = service.api
+
+    def fail(message: dict[str, Any]) -> Work:
+        raise ZeroDivisionError(message["message"])
+
+    monkeypatch.setattr(inbox_agent, "answer", fail)
+    await _ask(api, "hello")
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.to_thread(InboxAgent(Squad(service.url), NAME).run)
+    budget = (await api.get("budget")).expect(200)
+    assert (budget["used"], budget["reserved"]) == (0, 0)
+    [operation] = await _items(api, "operations")
+    assert operation["outcome"] == "failed"
+    assert not await _is_inbox_empty(api)
