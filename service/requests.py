@@ -43,6 +43,8 @@ class Answer(Struct, frozen=True, gc=False):
 
     status: int
     body: dict[str, Any]
+    is_replayed: bool = False
+    """Whether an earlier request with the same idempotency key got it first."""
 
 
 class Outcome(Struct, frozen=True, gc=False):

@@ -25,7 +25,7 @@ _ASKED_FOR = ", ".join(
         "X-Request-Id",
     )
 )
-_SHOWN = ", ".join(("Retry-After", "WWW-Authenticate", "X-Correlation-Id"))
+_SHOWN = ", ".join(("Idempotent-Replayed", "Retry-After", "WWW-Authenticate", "X-Correlation-Id"))
 _PREFLIGHT_HOLDS_SECONDS = 600
 
 

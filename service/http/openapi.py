@@ -34,7 +34,9 @@ _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "A request repeated with the same key and body gets the first answer again; with another"
+    "description": "A request repeated with the same key and body gets the first answer again, with the"
+    " header Idempotent-Replayed (except in a batch): it says what was true then, so a claim in it may have"
+    " been lost since. With another"
     " body it is refused. Keys never expire. A refusal that is in the log, such as that of a claim or of"
     " tokens, is an answer too: to try again later, use another key. A request that leaves no trace in the"
     " log, such as one with a wrong field, does not use up its key.",
@@ -69,6 +71,13 @@ _SECURITY_SCHEMES = {
 }
 _CHALLENGE_HEADER = {
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}}
+}
+_REPLAYED_HEADER = {
+    "Idempotent-Replayed": {
+        "description": "`true` if an earlier request with the same Idempotency-Key got this answer"
+        " first; it says what was true then. Otherwise absent.",
+        "schema": {"const": "true"},
+    }
 }
 _RETRY_HEADER = {
     "Retry-After": {
@@ -214,6 +223,11 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
             response["headers"] = _RETRY_HEADER
         if status == HTTPStatus.UNAUTHORIZED:
             response["headers"] = _CHALLENGE_HEADER
+    # Each result of a batch is replayed by itself, and has no headers.
+    if _changes_something(route) and route.name != "send_batch":
+        for status in {*route.answers, *(KINDS[code].status for code in route.problems)}:
+            response = responses[str(status)]
+            response["headers"] = {**response.get("headers", {}), **_REPLAYED_HEADER}
     for response in responses.values():
         response["headers"] = {**response.get("headers", {}), **_CORRELATION_HEADER}
     return dict(sorted(responses.items()))

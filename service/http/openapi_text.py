@@ -15,7 +15,8 @@ Schedules, connects, budgets and audits a squad of AI agents.
 
 Everything that happens is an event in one log. A write answers with the `position` of its last event; a
 read with `min_position` waits until it covers that position. A write repeated with the same
-`Idempotency-Key` gets the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a
+`Idempotency-Key` gets the first answer again, with the header `Idempotent-Replayed`; whether a claim in it
+still holds, a heartbeat without a key tells. Errors under `/api/v1` are problem details (RFC 9457) with a
 stable `code`. HEAD is answered like GET, without the body, except on the event stream, which never ends.
 
 As long as the squad has a key that has not been revoked, every request needs one, as

@@ -29,7 +29,7 @@ from service.http.context import (
 from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, respond
 from service.http.scope import Scope, set_caller
-from service.http.submitting import carry_out, rendering, request_from_http
+from service.http.submitting import carry_out, headers_of, rendering, request_from_http
 from service.reading import PositionNotReached
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def write_of(
         content = await body_of(request)
         command = how.make(services, parse_object(content), request.match_info)
         done = await carry_out(services, request_from_http(request, content, command, how.render))
-        return respond(done.status, done.body)
+        return respond(done.status, done.body, headers_of(done))
 
     return Route(
         method=method,

@@ -38,7 +38,7 @@ from service.http.seed import (
     TaskBody,
     TaskChangeBody,
 )
-from service.http.submitting import carry_out, request_from_http
+from service.http.submitting import carry_out, headers_of, request_from_http
 from service.http.v1.messages import OWN
 from service.lazy_rows import listed
 from service.requests import Answer, Outcome
@@ -231,7 +231,7 @@ async def _do(
 ) -> Reply:
     asked = request_from_http(request, body, command, _rendering(message, entity))
     answer = await carry_out(services, asked)
-    return Reply(answer.status, dumps(answer.body))
+    return Reply(answer.status, dumps(answer.body), headers=headers_of(answer))
 
 
 def _rendering(message: str, entity: str | None) -> Callable[[Outcome], Answer]:

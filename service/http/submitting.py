@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from service.http.context import NO_FINGERPRINTS, correlation_id, fingerprint, idempotency_key
@@ -21,12 +22,15 @@ from service.requests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from aiohttp import web
 
     from service.commands import AnyCommand
     from service.http.context import Services
+
+_REPLAYED: Mapping[str, str] = MappingProxyType({"Idempotent-Replayed": "true"})
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def request_for(
@@ -109,10 +113,15 @@ async def carry_out_all(services: Services, requests: Sequence[Request]) -> list
 
 def answer_of(request: Request, outcome: Outcome) -> Answer:
     """Render the outcome of a command that was decided."""
-    if outcome.repeated:
-        return outcome.repeated
+    if first := outcome.repeated:
+        return Answer(first.status, first.body, is_replayed=True)
     assert request.answer
     return request.answer(outcome)
+
+
+def headers_of(answer: Answer) -> Mapping[str, str]:
+    """Return the headers of an answer beyond those of every answer."""
+    return _REPLAYED if answer.is_replayed else _NONE
 
 
 def problem_of(error: BaseException) -> Problem:

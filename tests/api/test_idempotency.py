@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.api.client import Answer, Service, running_service
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from tests.api.client import Api
@@ -28,6 +29,53 @@ async def test_repeated_post_gets_the_first_answer_and_takes_effect_once(service
     again = await service.api.post("messages", KEY, from_agent="ada", message="hello")
     assert _content(again) == _content(first)
     assert await service.head() == head
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "other"),
+    [
+        ("messages", {"from_agent": "ada", "message": "m"}, {"message": "n"}),
+        pytest.param("budget/reservations", RESERVATION, {"tokens": 1}, marks=pytest.mark.nothing_sealed),
+    ],
+    ids=["accepted", "refused"],
+)
+async def test_only_a_repeat_is_marked_as_one(
+    api: Api, path: str, body: dict[str, object], other: dict[str, object]
+) -> None:
+    def marks(answer: Answer) -> str | None:
+        return answer.headers.get("Idempotent-Replayed")
+
+    assert marks(await api.post(path, KEY, **body)) is None
+    assert marks(await api.post(path, KEY, **body)) == "true"
+    assert marks(await api.post(path, **body)) is None
+    mismatch = await api.post(path, KEY, **{**body, **other})
+    mismatch.expect(409, "idempotency_mismatch")
+    assert marks(mismatch) is None
+
+
+async def test_a_repeat_to_the_first_api_is_marked_as_one(service: Service) -> None:
+    body = {"action": "orchestrator-message", "fromAgent": "ada", "message": "m"}
+    for mark in (None, "true"):
+        answer = await service.api.ask("POST", "/api/squad", body, headers=KEY)
+        assert (answer.status, answer.headers.get("Idempotent-Replayed")) == (200, mark)
+
+
+@pytest.mark.nothing_sealed
+async def test_a_heartbeat_without_a_key_tells_whether_a_repeated_claim_is_still_held(
+    database: str,
+) -> None:
+    async with running_service(database, conflict_window_seconds=0.1) as service:
+        api = service.api
+        first = (await api.post("operations", KEY, **CLAIM)).expect(201)
+
+        async def is_taken() -> bool:
+            return (await api.post("operations", **{**CLAIM, "agent": "ada"})).status == 201
+
+        await eventually(is_taken)
+        again = await api.post("operations", KEY, **CLAIM)
+        assert again.expect(201) == first
+        assert again.headers["Idempotent-Replayed"] == "true"
+        (await api.post(f"operations/{first['id']}/heartbeat")).expect(409, "conflict")
 
 
 async def test_concurrent_repeats_take_effect_once(api: Api) -> None:

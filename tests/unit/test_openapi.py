@@ -128,6 +128,14 @@ def test_only_writes_take_an_idempotency_key_and_they_document_retry_after() -> 
         assert ("Idempotency-Key" in names) == (not changes_nothing), (method, path)
         if not changes_nothing:
             assert "Retry-After" in operation["responses"]["503"]["headers"]
+        replayed = {
+            status
+            for status, response in operation["responses"].items()
+            if "Idempotent-Replayed" in response["headers"]
+        }
+        assert bool(replayed) == (not changes_nothing and path != "/api/v1/batch"), (method, path)
+        if path == "/api/v1/operations" and method == "post":
+            assert replayed == {"201", "409"}
 
 
 def test_responses_that_are_not_json_have_their_own_content_type() -> None:

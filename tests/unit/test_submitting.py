@@ -85,7 +85,8 @@ async def test_reply_has_the_position_of_the_command() -> None:
 
 
 async def test_repeat_gets_the_first_answer() -> None:
-    assert await answer_to(Outcome({}, None, repeated=FIRST)) is FIRST
+    answer = await answer_to(Outcome({}, None, repeated=FIRST))
+    assert answer == Answer(FIRST.status, FIRST.body, is_replayed=True)
 
 
 @pytest.mark.parametrize("position", [None, 9])

@@ -14,7 +14,7 @@ from service.http.context import Services, body_of, parse_command, parse_object
 from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.http.scope import Scope
-from service.http.submitting import carry_out, rendering, request_from_http
+from service.http.submitting import carry_out, headers_of, rendering, request_from_http
 from service.values import ShortText
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def _forget(services: Services, request: web.Request) -> Reply:
         request, body, do.ForgetSubject(subject=subject, in_plain=in_plain), rendering(200)
     )
     done = await carry_out(services, asked)
-    return respond(done.status, done.body)
+    return respond(done.status, done.body, headers_of(done))
 
 
 ROUTES = (
