@@ -165,7 +165,10 @@ async def test_call_is_aborted_when_the_claim_is_lost(agents: Agents, job_proces
     await job_process.wait_for_run(run)
     (report,) = job_process.find_events(MessageSent)
     assert report.data
-    assert report.data["left"] == {email: f"'rival' has claimed emailId {email} for 'quote'"}
+    [(left, reason)] = report.data["left"].items()
+    assert left == email
+    assert reason.startswith(f"'rival' has claimed emailId {email} for 'quote'; operation ")
+    assert "is lost to that claim" in reason
     assert agents.in_flight[CLASSIFY_ENDPOINT] == 0
     (cancelled,) = job_process.find_events(OperationFinished)
     assert (cancelled.agent, cancelled.outcome) == (AGENT, "cancelled")
