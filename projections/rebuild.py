@@ -67,7 +67,7 @@ _INSERT = """
         failed_position = NULL, error = NULL, updated_at = clock_timestamp()
 """
 _FOLD_VERSIONS = "SELECT name, fold_version FROM {projections}"
-_FORGET_SNAPSHOTS = "DELETE FROM {snapshots}"
+_DELETE_SNAPSHOTS = "DELETE FROM {snapshots}"
 _NEXT_GENERATION = "UPDATE {projections} SET generation = (SELECT max(generation) + 1 FROM {projections})"
 
 Changes = dict[str, tuple[int, int]]
@@ -202,7 +202,7 @@ async def _swap(refold: Refold, schema: str, found: Differences) -> tuple[int, C
                 for table in projection.tables
             )
             if were_wrong:
-                await _execute(connection, _FORGET_SNAPSHOTS, schema)
+                await _execute(connection, _DELETE_SNAPSHOTS, schema)
             for projection in refold.projections.values():
                 await _execute(
                     connection, _INSERT, schema, (projection.name, projection.fold_version, position)

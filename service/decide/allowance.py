@@ -51,16 +51,13 @@ def of_whole_day(state: State, agent: str) -> int:
     return min(policy.daily_tokens, policy.agent_limits.get(agent, policy.daily_tokens))
 
 
-def retry_after_seconds(
-    state: State, day: BudgetDayRow, agent: str, tokens: int, now: datetime
-) -> int | None:
-    """Return when to try again to reserve tokens that were refused; None if no day has so many.
+def retry_after_seconds(state: State, day: BudgetDayRow, agent: str, tokens: int, now: datetime) -> int:
+    """Return when to try again to reserve tokens that were refused.
 
     If there are enough that are only reserved, that is when the next reservation expires, one of the
-    agent's own if its limit refuses; otherwise when the day ends.
+    agent's own if its limit refuses; otherwise when the day ends, even if no day has so many: every such
+    refusal names a moment, and the policy may be another one by then.
     """
-    if tokens > of_whole_day(state, agent):
-        return None
     part = state.agent_budget(day, agent)
     limit = state.policy.agent_limits.get(agent, day.total)
     until_day_ends = ceil((day.ends_at - now).total_seconds())
@@ -79,7 +76,9 @@ def retry_after_seconds(
 def beyond_any_day(state: State, agent: str, tokens: int) -> str:
     """Return the end of a refusal's detail: a clause if no day has so many tokens, otherwise nothing."""
     most = of_whole_day(state, agent)
-    return f"; a whole day allows no more than {most}, so waiting does not help" if tokens > most else ""
+    return (
+        f"; a whole day allows no more than {most}, so this needs another policy" if tokens > most else ""
+    )
 
 
 def open_day(state: State) -> BudgetDayRow:

@@ -174,18 +174,24 @@ async def test_messages_wait_while_there_are_no_tokens(database: str) -> None:
         assert states == {"failed", "succeeded"}
 
 
-async def test_claim_is_renewed_while_an_answer_takes_long(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    api = service.api
-    monkeypatch.setattr(inbox_agent, "RENEWAL_SECONDS", 0.05)
+def _answer_once_set(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have the agent renew its claim often, and answer only once the event returned is set."""
     renewed = threading.Event()
 
     def answer_once_renewed(message: dict[str, Any]) -> Work:
         assert renewed.wait(30)
         return Work("at last", 20)
 
+    monkeypatch.setattr(inbox_agent, "RENEWAL_SECONDS", 0.05)
     monkeypatch.setattr(inbox_agent, "answer", answer_once_renewed)
+    return renewed
+
+
+async def test_claim_is_renewed_while_an_answer_takes_long(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = service.api
+    renewed = _answer_once_set(monkeypatch)
     async with _running(service):
         await _ask(api, "hello")
         await eventually(lambda: _items(api, "events", type="operation_renewed"))
@@ -207,14 +213,7 @@ async def test_agent_survives_a_proxy_that_answers_in_place_of_the_service(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = service.api
-    monkeypatch.setattr(inbox_agent, "RENEWAL_SECONDS", 0.05)
-    renewed = threading.Event()
-
-    def answer_once_renewed(message: dict[str, Any]) -> Work:
-        assert renewed.wait(30)
-        return Work("at last", 20)
-
-    monkeypatch.setattr(inbox_agent, "answer", answer_once_renewed)
+    renewed = _answer_once_set(monkeypatch)
     async with _proxy(502, "<h1>Bad Gateway</h1>") as proxy_url:
         squad = _BehindProxy(service.url, proxy_url)
         async with _running(service, squad=squad):

@@ -161,16 +161,18 @@ class TestReserving:
     @pytest.mark.parametrize(
         ("tokens", "limits", "detail"),
         [
-            (1001, {}, "remain; a whole day allows no more than 1000, so waiting does not help"),
-            (401, {"ann": 400}, "left; a whole day allows no more than 400, so waiting does not help"),
-            (1001, {"ann": 2000}, "remain; a whole day allows no more than 1000, so waiting does not help"),
+            (1001, {}, "remain; a whole day allows no more than 1000, so this needs another policy"),
+            (401, {"ann": 400}, "left; a whole day allows no more than 400, so this needs another policy"),
+            (
+                1001,
+                {"ann": 2000},
+                "remain; a whole day allows no more than 1000, so this needs another policy",
+            ),
         ],
     )
-    def test_names_no_time_to_try_again_if_no_day_has_so_many(
-        self, tokens: int, limits: dict[str, int], detail: str
-    ) -> None:
+    def test_says_if_no_day_has_so_many(self, tokens: int, limits: dict[str, int], detail: str) -> None:
         story = a_squad(agent_limits=limits).when(reserve(tokens))
-        assert story.refusal.retry_after_seconds is None
+        assert story.refusal.retry_after_seconds == MIDNIGHT
         assert story.refusal.detail.endswith(detail)
         story.given(use(1)).when(reserve(tokens - 1))
         assert story.refusal.retry_after_seconds == MIDNIGHT

@@ -454,16 +454,16 @@ class TestManualRun:
         with_job().given(StopOrchestrator()).when(RUN_NOW, at=1).then_refused("orchestrator_stopped")
 
     @pytest.mark.parametrize(
-        ("policy", "code", "used", "retry_after_seconds"),
+        ("policy", "code", "used"),
         [
-            (SetPolicy(daily_tokens=600), "budget_exhausted", 1, 12 * 3_600 - 1),
-            (SetPolicy(agent_limits={"ann": 600}), "agent_limit_reached", 1, 12 * 3_600 - 1),
-            (SetPolicy(daily_tokens=599), "budget_exhausted", 0, None),
-            (SetPolicy(agent_limits={"ann": 599}), "agent_limit_reached", 0, None),
+            (SetPolicy(daily_tokens=600), "budget_exhausted", 1),
+            (SetPolicy(agent_limits={"ann": 600}), "agent_limit_reached", 1),
+            (SetPolicy(daily_tokens=599), "budget_exhausted", 0),
+            (SetPolicy(agent_limits={"ann": 599}), "agent_limit_reached", 0),
         ],
     )
-    def test_manual_run_beyond_the_budget_is_refused_until_a_day_that_has_so_many(
-        self, policy: SetPolicy, code: DenialReason, used: int, retry_after_seconds: int | None
+    def test_manual_run_beyond_the_budget_is_refused_until_the_next_day(
+        self, policy: SetPolicy, code: DenialReason, used: int
     ) -> None:
         story = with_job(policy, tokens=600)
         if used:
@@ -471,7 +471,7 @@ class TestManualRun:
         story.when(RUN_NOW, at=1)
         story.then_refused(code, denied(600, 599, code))
         assert story.refusal.extra["remaining"] == 599
-        assert story.refusal.retry_after_seconds == retry_after_seconds
+        assert story.refusal.retry_after_seconds == 12 * 3_600 - 1
 
     def test_manual_run_reserves_its_tokens(self) -> None:
         story = with_job(SMALL_BUDGET, tokens=600).when(RUN_NOW, at=1)
